@@ -1,0 +1,352 @@
+"""One name: its holders, its queue, its last fence. The executable specification.
+
+A name is free, or held by one exclusive lease, or held by shared leases. Who cannot have it now may
+wait, in one queue for both modes, and the queue moves from its head only: a reader behind a waiting
+writer waits too (law L4). Every grant carries a fence greater than all before it (law L2).
+
+Time goes in as `Now`; what others must be told comes out in `Lock.events`. Every call first lets
+time pass: leases that have run out are lost, waiters nobody vouches for any more are dropped, and
+the head of the queue is granted while it fits (laws L1, L5). Whoever holds a `Lock` calls `advance`
+no later than `next_ms()`.
+
+A lease id names its holder or waiter in every call, so a call repeated has the same answer and
+never a second grant (law L6).
+"""
+
+from collections.abc import Iterator
+from enum import StrEnum
+
+from attrs import define, evolve, field, frozen
+
+from leasekeeper.messages import HolderView, LeaseState, LostReason, Mode, WaiterView
+
+
+@frozen
+class Now:
+    """The store's clock.
+
+    `ms` decides expiry and must not step back. `us`, microseconds since 1970, is the floor of
+    fences, so that they rise even where the last fence was forgotten.
+    """
+
+    ms: int
+    us: int
+
+
+@frozen
+class Claim:
+    """What one lease id asks of one name. `alive_ms`: how long a waiter stays without a touch."""
+
+    lease: str = field(repr=False)
+    ttl_ms: int
+    mode: Mode = Mode.EXCLUSIVE
+    limit: int | None = None
+    label: str | None = None
+    client: str | None = None
+    server: str | None = None
+    max_hold_ms: int | None = None
+    alive_ms: int = 15_000
+
+
+@frozen
+class Granted:
+    """It is held, for `ttl_ms` from now, having waited `waited_ms` since it was last asked for."""
+
+    fence: int
+    ttl_ms: int
+    waited_ms: int
+
+
+@frozen
+class Queued:
+    """It waits; position 1 is next."""
+
+    position: int
+
+
+@frozen
+class Busy:
+    """Others have it, or are ahead, and it was not to wait."""
+
+
+@frozen
+class QueueFull:
+    """No more may wait for this name."""
+
+    waiting_max: int
+
+
+@frozen
+class Mismatch:
+    """The lease id is in use on this name with another mode or limit."""
+
+
+@frozen
+class Renewed:
+    """It is held for `ttl_ms` from now."""
+
+    ttl_ms: int
+
+
+@frozen
+class Missing:
+    """The lease id neither holds this name nor, where that counts, waits for it."""
+
+
+class Left(StrEnum):
+    """What a lease id gave up when it was released."""
+
+    HELD = "held"
+    WAITING = "waiting"
+    NOTHING = "nothing"
+
+
+@frozen
+class WaiterGranted:
+    """A waiter got it."""
+
+    lease: str = field(repr=False)
+    grant: Granted
+
+
+@frozen
+class HolderLost:
+    """A holder has it no more, and did not release it."""
+
+    lease: str = field(repr=False)
+    fence: int
+    reason: LostReason
+    detail: str | None = None
+
+
+@frozen
+class Contended:
+    """Somebody began to wait."""
+
+    waiting: int
+
+
+Event = WaiterGranted | HolderLost | Contended
+
+
+@define
+class Holder:
+    """One lease that is held. `hold_until_ms`: no renewal goes past it."""
+
+    claim: Claim
+    fence: int
+    ttl_ms: int
+    since_ms: int
+    expires_ms: int
+    hold_until_ms: int | None
+
+    def renew(self, now: Now) -> int:
+        """Extends to the full TTL, within `max_hold_ms`; returns what is left, in ms."""
+        self.expires_ms = now.ms + self.ttl_ms
+        if self.hold_until_ms is not None:
+            self.expires_ms = min(self.expires_ms, self.hold_until_ms)
+        return self.expires_ms - now.ms
+
+
+@define
+class Waiter:
+    """One lease id in the queue. `asked_ms`: when it was last asked for."""
+
+    claim: Claim
+    since_ms: int
+    asked_ms: int
+    alive_until_ms: int
+
+
+@define
+class Lock:
+    """The rules of one name.
+
+    It does not read clocks, sleep, make lease ids, know connections, or say who may do what.
+    """
+
+    waiting_max: int = 10_000
+    fence: int = 0
+    revision: int = 0
+    """Counts the changes of holders."""
+    events: list[Event] = field(factory=list)
+    _holders: dict[str, Holder] = field(factory=dict)
+    _queue: dict[str, Waiter] = field(factory=dict)
+
+    # Invariants, whenever a call returns: exclusive and shared holders are never mixed, nor two
+    # exclusive ones; no holder's limit is exceeded; a queue's head is alive and does not fit.
+
+    def acquire(
+        self, claim: Claim, *, wait: bool, now: Now
+    ) -> Granted | Queued | Busy | QueueFull | Mismatch:
+        """Asks for the name. A holder is renewed and keeps its fence, a waiter keeps its place.
+
+        With `wait` false it leaves the queue if it was in it.
+        """
+        self.advance(now)
+        if (known := self._find(claim.lease)) and (
+            (known.mode, known.limit) != (claim.mode, claim.limit)
+        ):
+            return Mismatch()
+        if holder := self._holders.get(claim.lease):
+            return Granted(holder.fence, holder.renew(now), waited_ms=0)
+        if claim.lease in self._queue:
+            return self._ask_again(claim.lease, claim.server, wait=wait, now=now)
+        if not self._queue and self._fits(claim):
+            return self._grant(claim, asked_ms=now.ms, now=now)
+        if not wait:
+            return Busy()
+        if len(self._queue) >= self.waiting_max:
+            return QueueFull(self.waiting_max)
+        self._queue[claim.lease] = Waiter(claim, now.ms, now.ms, now.ms + claim.alive_ms)
+        self.events.append(Contended(len(self._queue)))
+        return Queued(len(self._queue))
+
+    def resume(
+        self, lease: str, server: str | None, *, wait: bool, now: Now
+    ) -> Granted | Queued | Busy | Missing:
+        """Asks again for what this lease id holds or waits for, on behalf of `server`."""
+        self.advance(now)
+        if holder := self._holders.get(lease):
+            return Granted(holder.fence, holder.renew(now), waited_ms=0)
+        if lease in self._queue:
+            return self._ask_again(lease, server, wait=wait, now=now)
+        return Missing()
+
+    def renew(self, lease: str, ttl_ms: int | None = None, *, now: Now) -> Renewed | Missing:
+        """Extends a lease that is held, from now on with `ttl_ms` if given. It never resurrects."""
+        self.advance(now)
+        holder = self._holders.get(lease)
+        if holder is None:
+            return Missing()
+        if ttl_ms is not None:
+            holder.ttl_ms = ttl_ms
+        return Renewed(holder.renew(now))
+
+    def release(self, lease: str, *, now: Now) -> Left:
+        """Gives the lease back, or leaves the queue: after it the id has nothing (law L6)."""
+        self.advance(now)
+        left = self._leave(lease)
+        self.advance(now)
+        return left
+
+    def touch(self, lease: str, alive_ms: int, *, now: Now) -> bool:
+        """Vouches for a waiter for another `alive_ms`. False: it does not wait here."""
+        self.advance(now)
+        waiter = self._queue.get(lease)
+        if waiter is not None:
+            waiter.alive_until_ms = now.ms + alive_ms
+        return waiter is not None
+
+    def break_(self, detail: str | None = None, *, now: Now) -> int:
+        """Puts every holder out, and says how many they were. The queue moves up."""
+        self.advance(now)
+        broken = len(self._holders)
+        for holder in list(self._holders.values()):
+            self._lose(holder, LostReason.BROKEN, detail)
+        self.advance(now)
+        return broken
+
+    def advance(self, now: Now) -> None:
+        """Lets time pass: expires holders, drops dead waiters at the head, grants what fits."""
+        for holder in [h for h in self._holders.values() if h.expires_ms <= now.ms]:
+            at_end = holder.hold_until_ms is not None and holder.hold_until_ms <= now.ms
+            self._lose(holder, LostReason.MAX_HOLD if at_end else LostReason.EXPIRED)
+        while self._queue:
+            lease, head = next(iter(self._queue.items()))
+            if head.alive_until_ms <= now.ms:
+                del self._queue[lease]
+            elif self._fits(head.claim):
+                del self._queue[lease]
+                grant = self._grant(head.claim, asked_ms=head.asked_ms, now=now)
+                self.events.append(WaiterGranted(lease, grant))
+            else:
+                break
+
+    def next_ms(self) -> int | None:
+        """When time changes something by itself: the first expiry, or the head's last sign."""
+        times = [holder.expires_ms for holder in self._holders.values()]
+        times += [waiter.alive_until_ms for waiter in self._head()]
+        return min(times, default=None)
+
+    @property
+    def idle(self) -> bool:
+        """Nobody holds it and nobody waits."""
+        return not self._holders and not self._queue
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._queue)
+
+    def state(self, name: str, *, holders_max: int, waiting_max: int, now: Now) -> LeaseState:
+        """What others may see: the first holders and waiters. It changes nothing."""
+        return LeaseState(
+            name,
+            tuple(self.holders(now))[:holders_max],
+            tuple(self._waiters(waiting_max, now)),
+            len(self._queue),
+        )
+
+    def holders(self, now: Now) -> Iterator[HolderView]:
+        """The holders, in the order of their fences."""
+        for holder in self._holders.values():
+            claim, held_ms = holder.claim, now.ms - holder.since_ms
+            left_ms = max(0, holder.expires_ms - now.ms)
+            yield HolderView(holder.fence, claim.mode, claim.label, held_ms, left_ms, claim.client)
+
+    def _waiters(self, waiting_max: int, now: Now) -> Iterator[WaiterView]:
+        for position, waiter in enumerate(self._queue.values(), start=1):
+            if position > waiting_max:
+                return
+            claim, waiting_ms = waiter.claim, now.ms - waiter.since_ms
+            yield WaiterView(position, claim.mode, claim.label, waiting_ms, claim.client)
+
+    def _find(self, lease: str) -> Claim | None:
+        known = self._holders.get(lease) or self._queue.get(lease)
+        return known.claim if known else None
+
+    def _head(self) -> Iterator[Waiter]:
+        for waiter in self._queue.values():
+            yield waiter
+            return
+
+    def _ask_again(self, lease: str, server: str | None, *, wait: bool, now: Now) -> Queued | Busy:
+        if not wait:
+            self._leave(lease)
+            self.advance(now)
+            return Busy()
+        waiter = self._queue[lease]
+        waiter.claim = evolve(waiter.claim, server=server)
+        waiter.asked_ms = now.ms
+        waiter.alive_until_ms = now.ms + waiter.claim.alive_ms
+        return Queued(list(self._queue).index(lease) + 1)
+
+    def _fits(self, claim: Claim) -> bool:
+        if not self._holders:
+            return True
+        if claim.mode is Mode.EXCLUSIVE:
+            return False
+        claims = [claim, *(holder.claim for holder in self._holders.values())]
+        limits = [each.limit for each in claims if each.limit is not None]
+        return all(each.mode is Mode.SHARED for each in claims) and (
+            len(claims) <= min(limits, default=len(claims))
+        )
+
+    def _grant(self, claim: Claim, *, asked_ms: int, now: Now) -> Granted:
+        self.fence = max(self.fence + 1, now.us)
+        self.revision += 1
+        until_ms = None if claim.max_hold_ms is None else now.ms + claim.max_hold_ms
+        holder = Holder(claim, self.fence, claim.ttl_ms, now.ms, now.ms, until_ms)
+        self._holders[claim.lease] = holder
+        return Granted(self.fence, holder.renew(now), waited_ms=now.ms - asked_ms)
+
+    def _lose(self, holder: Holder, reason: LostReason, detail: str | None = None) -> None:
+        self._leave(holder.claim.lease)
+        self.events.append(HolderLost(holder.claim.lease, holder.fence, reason, detail))
+
+    def _leave(self, lease: str) -> Left:
+        if self._holders.pop(lease, None):
+            self.revision += 1
+            return Left.HELD
+        return Left.WAITING if self._queue.pop(lease, None) else Left.NOTHING
