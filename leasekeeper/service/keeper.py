@@ -1,0 +1,225 @@
+"""The service: sessions, what they ask for, and what they are told. No sockets.
+
+connection ── attach ──> Session ── handle ──> Leases ──> Store
+    ^                       │                               │
+    └────── notify, ping ───┴───────── events <─────────────┘
+"""
+
+from collections.abc import Callable
+from secrets import token_hex
+from typing import Final, assert_never
+
+import structlog
+import trio
+from attrs import define, field
+
+from leasekeeper.core.lock import Contended, HolderLost, WaiterGranted
+from leasekeeper.errors import LimitReached
+from leasekeeper.messages import (
+    Done,
+    LeaseAcquire,
+    LeaseAcquireAll,
+    LeaseBreak,
+    LeaseBroken,
+    LeaseChanged,
+    LeaseInspect,
+    LeaseList,
+    LeaseRelease,
+    LeaseRenew,
+    LeaseResume,
+    LeaseState,
+    LeaseUnwatch,
+    LeaseWatch,
+    Notification,
+    OnDrop,
+    Params,
+    Result,
+    RpcCancel,
+    ServerDraining,
+    SessionHeartbeat,
+    SessionOpen,
+)
+from leasekeeper.service.leases import Leases
+from leasekeeper.service.limits import Limits
+from leasekeeper.service.session import Session, SessionEvent, SessionState
+from leasekeeper.store.alarms import Alarms, trio_ms
+from leasekeeper.store.api import Changed, Store, StoreEvent
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
+
+
+@define(eq=False)
+class Keeper:
+    """One server's service on one store."""
+
+    store: Store
+    limits: Limits = field(factory=Limits)
+    server: str = field(factory=lambda: token_hex(4))
+    """How this server is named to clients and to other servers."""
+    leases: Leases = field(init=False)
+    sessions: set[Session] = field(factory=set, init=False)
+    """Those that have a connection."""
+    _detached: dict[Session, None] = field(factory=dict, init=False)
+    _graces: Alarms[Session] = field(init=False)
+    _watchers: dict[str, set[Session]] = field(factory=dict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.leases = Leases(self.store, self.server, self.limits)
+        self._graces = Alarms(self._end_grace)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serves the sessions until cancelled. The store's failures come out of here."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.store.run, self._on_event)
+            nursery.start_soon(self.leases.run)
+            nursery.start_soon(self._graces.run)
+            task_status.started()
+
+    # --- Sessions -----------------------------------------------------------------------------
+
+    def attach(self, notify: Callable[[Notification], None], ping: Callable[[], None]) -> Session:
+        """A new connection's session. Neither function may block or raise."""
+        session = Session(token_hex(16), notify, ping)
+        self.sessions.add(session)
+        return session
+
+    def detach(self, session: Session, *, clean: bool) -> None:
+        """The connection is gone. Call it before its requests are cancelled.
+
+        Args:
+            session: an attached one.
+            clean: the peer said that it is done, so what it has is released now. Otherwise what
+                it wants kept is kept for the grace.
+        """
+        self.sessions.remove(session)
+        self.leases.renewals.forget(session)
+        for name in list(session.watching):
+            self._stop_watching(session, name)
+        session.notify, session.ping = _tell_nobody, _ping_nobody
+        if clean:
+            session.step(SessionEvent.CLOSED)
+            self.leases.end(session.tenures.values())
+            return
+        session.step(SessionEvent.DROPPED)
+        self.leases.end(t for t in session.tenures.values() if t.on_drop is OnDrop.RELEASE)
+        self._detached[session] = None
+        self._graces.set(session, trio_ms() + self.limits.grace_ms)
+        if len(self._detached) > self.limits.sessions_detached:
+            self._end_grace(next(iter(self._detached)))
+
+    def alive(self, session: Session) -> None:
+        """Its connection saw a sign of life just now."""
+        self.leases.renewals.alive(session)
+
+    def drain(self, reconnect_after_ms: Callable[[], int]) -> None:
+        """Refuses new leases from now on, and tells every session when to go elsewhere."""
+        self.leases.draining_ms = reconnect_after_ms()
+        for session in self.sessions:
+            session.notify(ServerDraining(reconnect_after_ms()))
+
+    @property
+    def holding(self) -> bool:
+        """Whether a connected session still holds a lease."""
+        return any(session.held for session in self.sessions)
+
+    # --- Requests -----------------------------------------------------------------------------
+
+    async def handle(self, session: Session, params: Params) -> Result:
+        """Carries out one request.
+
+        Raises:
+            RpcError: what the contract says for the method.
+
+        Cancellation:
+            A wait that is cancelled while the session is attached leaves nothing behind.
+        """
+        match params:
+            case LeaseAcquire():
+                return await self.leases.acquire(session, params)
+            case LeaseRelease():
+                return await self.leases.release(params)
+            case SessionHeartbeat():
+                return await self.leases.heartbeat(session)
+            case LeaseRenew():
+                return await self.leases.renew(params)
+            case LeaseResume():
+                return await self.leases.resume(session, params)
+            case LeaseAcquireAll():
+                return await self.leases.acquire_all(session, params)
+            case LeaseInspect(name):
+                return await self._inspect(name)
+            case LeaseList(prefix, limit, cursor):
+                return await self.store.list_leases(prefix, limit, cursor)
+            case LeaseBreak(name, reason):
+                return await self._break(session, name, reason)
+            case LeaseWatch(name):
+                return await self._watch(session, name)
+            case LeaseUnwatch(name):
+                self._stop_watching(session, name)
+                return Done()
+            case SessionOpen() | RpcCancel():
+                raise AssertionError("these belong to the connection")
+            case _:
+                assert_never(params)
+
+    async def _inspect(self, name: str) -> LeaseState:
+        return await self.store.inspect(
+            name, holders_max=self.limits.holders_shown, waiting_max=self.limits.waiters_shown
+        )
+
+    async def _break(self, session: Session, name: str, reason: str | None) -> LeaseBroken:
+        broken = await self.store.break_(name, reason)
+        _log.info("lease broken", lock=name, broken=broken, reason=reason, by=session.client)
+        return LeaseBroken(broken)
+
+    async def _watch(self, session: Session, name: str) -> LeaseState:
+        if name not in session.watching:
+            if len(session.watching) >= self.limits.watches_per_session:
+                raise LimitReached("watches_per_session", self.limits.watches_per_session)
+            await self.store.watch(name)
+            if session.attached:
+                session.watching.add(name)
+                self._watchers.setdefault(name, set()).add(session)
+        return await self._inspect(name)
+
+    # --- Events -------------------------------------------------------------------------------
+
+    def _on_event(self, event: StoreEvent) -> None:
+        match event.what:
+            case WaiterGranted():
+                self.leases.granted(event.name, event.what)
+            case HolderLost():
+                self.leases.lost(event.name, event.what)
+            case Contended():
+                self.leases.contended(event.name, event.what)
+            case Changed(state):
+                note = LeaseChanged(state.name, state.holders, state.waiting, state.waiting_total)
+                for session in self._watchers.get(event.name, ()):
+                    session.notify(note)
+            case _:
+                assert_never(event.what)
+
+    def _stop_watching(self, session: Session, name: str) -> None:
+        if name not in session.watching:
+            return
+        session.watching.remove(name)
+        watchers = self._watchers[name]
+        watchers.remove(session)
+        if not watchers:
+            del self._watchers[name]
+            self.store.unwatch(name)
+
+    def _end_grace(self, session: Session) -> None:
+        del self._detached[session]
+        self._graces.discard(session)
+        if session.state is SessionState.DETACHED:
+            session.step(SessionEvent.GRACE_OVER)
+        self.leases.end(session.tenures.values())
+
+
+def _tell_nobody(_: Notification) -> None:
+    """Stands in for a connection that is gone."""
+
+
+def _ping_nobody() -> None:
+    """Stands in for a connection that is gone."""

@@ -1,0 +1,444 @@
+"""What the server does with leases, without sockets.
+
+A request becomes a tenure, the tenure asks the store, and what the store says later arrives as an
+event. Whatever is not wanted any more, because its client is gone or its request was cancelled, is
+given back by lease id until the store confirms it.
+"""
+
+import math
+from collections.abc import Awaitable, Callable, Iterable
+from secrets import token_hex
+from typing import Final, assert_never
+
+import structlog
+import trio
+from attrs import define, evolve, field
+
+from leasekeeper.core.lock import (
+    Busy,
+    Claim,
+    Contended,
+    Granted,
+    HolderLost,
+    Left,
+    Mismatch,
+    Missing,
+    Queued,
+    QueueFull,
+    WaiterGranted,
+)
+from leasekeeper.errors import (
+    Busy as BusyError,
+)
+from leasekeeper.errors import (
+    Cancelled,
+    Draining,
+    InvalidParams,
+    LimitReached,
+    Lost,
+    RpcError,
+    Unavailable,
+)
+from leasekeeper.messages import (
+    ORIGINAL_WAIT,
+    HeartbeatSeen,
+    LeaseAcquire,
+    LeaseAcquireAll,
+    LeaseContended,
+    LeaseGrant,
+    LeaseGrants,
+    LeaseLost,
+    LeaseRelease,
+    LeaseReleased,
+    LeaseRenew,
+    LeaseRenewed,
+    LeaseResume,
+    LostReason,
+)
+from leasekeeper.service.limits import Limits
+from leasekeeper.service.renewal import Renewals
+from leasekeeper.service.session import Session, Stage, Tenure
+from leasekeeper.service.tenures import Tenures
+from leasekeeper.store.alarms import trio_ms
+from leasekeeper.store.api import Renewal, Store
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
+
+Answer = Granted | Queued | Busy | QueueFull | Mismatch | Missing
+
+
+@define(eq=False)
+class Leases:
+    """Leases of this server's sessions. It knows no connections, and does not open sessions."""
+
+    store: Store
+    server: str
+    limits: Limits
+    draining_ms: int | None = None
+    """Set once this server is going away: when to come back to its successor."""
+    tenures: Tenures = field(factory=Tenures, init=False)
+    renewals: Renewals = field(init=False)
+    _unwanted: dict[tuple[str, str], None] = field(factory=dict, init=False, repr=False)
+    _unwanted_some: trio.Event = field(factory=trio.Event, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.renewals = Renewals(self.store, self.limits, self._missing)
+
+    async def run(self) -> None:
+        """Renews, vouches for waiters and gives back what is unwanted, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.renewals.run)
+            nursery.start_soon(self._vouch_for_waiters)
+            nursery.start_soon(self._give_back)
+
+    # --- Requests -----------------------------------------------------------------------------
+
+    async def acquire(self, session: Session, ask: LeaseAcquire) -> LeaseGrant:
+        """Asks for one name.
+
+        Raises:
+            Busy, LimitReached, Unavailable, Draining: as the contract says.
+            InvalidParams: the lease id is in use with another mode or limit.
+            Cancelled: another request took the wait over, or released the lease.
+
+        Cancellation:
+            What was asked for is given back, unless the session's connection is gone: then its
+            grace decides.
+        """
+        self._refuse_while_draining()
+        claim = Claim(
+            lease=ask.lease or token_hex(16),
+            ttl_ms=ask.ttl_ms,
+            mode=ask.mode,
+            limit=ask.limit,
+            label=ask.label,
+            client=session.client,
+            server=self.server,
+            max_hold_ms=ask.max_hold_ms,
+            alive_ms=self.limits.waiter_alive_ms,
+        )
+        tenure = self._tenure_of(session, ask.name, claim)
+        tenure.auto_renew, tenure.on_drop = ask.auto_renew, ask.on_drop
+        tenure.wait_until = _wait_until(ask.wait_ms)
+        return await self._obtain(
+            tenure, lambda: self.store.acquire(ask.name, claim, wait=ask.wait_ms != 0)
+        )
+
+    async def acquire_all(self, session: Session, ask: LeaseAcquireAll) -> LeaseGrants:
+        """Asks for several names in sorted order: all or nothing.
+
+        `waited_ms` of each grant is the wait for all of them together, and every lease is renewed
+        when the last is there, so that a holder's deadline holds for each.
+
+        Raises:
+            Lost: one was lost while another was waited for.
+            As `acquire`.
+
+        Cancellation:
+            As `acquire`, for all of them.
+        """
+        lease = ask.lease or token_hex(16)
+        until = _wait_until(ask.wait_ms)
+        grants: list[LeaseGrant] = []
+        try:
+            for name in sorted(ask.names):
+                one = ask.one(name, lease)
+                if ask.wait_ms:  # neither "at once" nor "for ever"
+                    left_ms = max(0, int((until - trio.current_time()) * 1000))
+                    one = evolve(one, wait_ms=left_ms)
+                grants.append(await self.acquire(session, one))
+            answers = await self.store.renew([Renewal(g.name, g.lease) for g in grants])
+            if any(isinstance(answer, Missing) for answer in answers):
+                raise Lost
+        except (RpcError, trio.Cancelled):
+            if session.attached:
+                self._abandon((g.name, g.lease) for g in grants)
+            raise
+        waited_ms = sum(grant.waited_ms for grant in grants)
+        return LeaseGrants(tuple(evolve(grant, waited_ms=waited_ms) for grant in grants))
+
+    async def resume(self, session: Session, ask: LeaseResume) -> LeaseGrant:
+        """Takes a lease, or a place in the queue, over into this session.
+
+        Raises:
+            Lost: the lease id has neither.
+            As `acquire`.
+
+        Cancellation:
+            As `acquire`.
+        """
+        self._refuse_while_draining()
+        tenure = self._tenure_of(session, ask.name, Claim(ask.lease, ttl_ms=0, server=self.server))
+        if ask.wait_ms != ORIGINAL_WAIT:
+            tenure.wait_until = _wait_until(ask.wait_ms)
+        wait = ask.wait_ms != 0
+        return await self._obtain(
+            tenure, lambda: self.store.resume(ask.name, ask.lease, self.server, wait=wait)
+        )
+
+    async def renew(self, ask: LeaseRenew) -> LeaseRenewed:
+        """Extends a held lease, whoever has it.
+
+        Raises:
+            Lost: it is not held.
+            Unavailable: the store did not answer.
+        """
+        (answer,) = await self.store.renew([Renewal(ask.name, ask.lease, ask.ttl_ms)])
+        tenure = self.tenures.find((ask.name, ask.lease))
+        if isinstance(answer, Missing):
+            if tenure and tenure.stage is Stage.HELD:
+                self._missing(tenure)
+            raise Lost
+        if tenure:
+            if ask.ttl_ms is not None:
+                tenure.claim = evolve(tenure.claim, ttl_ms=ask.ttl_ms)
+            self.renewals.plan(tenure)
+        return LeaseRenewed(answer.ttl_ms)
+
+    async def release(self, ask: LeaseRelease) -> LeaseReleased:
+        """Gives a lease back, or leaves the queue.
+
+        Raises:
+            Unavailable: the store did not answer; it will be asked until it does.
+        """
+        key = (ask.name, ask.lease)
+        if tenure := self.tenures.find(key):
+            self.tenures.leave(tenure, Cancelled("its lease id was released"))
+        try:
+            left = await self.store.release(*key)
+        except Unavailable:
+            self.give_back([key])
+            raise
+        return LeaseReleased(released=left is Left.HELD)
+
+    async def heartbeat(self, session: Session) -> HeartbeatSeen:
+        """Renews every lease of the session that renews by itself.
+
+        Raises:
+            Unavailable: the store did not answer.
+        """
+        held = [t for t in session.tenures.values() if t.stage is Stage.HELD and t.auto_renew]
+        renewed = 0
+        if held:
+            answers = await self.store.renew([Renewal(t.name, t.lease) for t in held])
+            for tenure, answer in zip(held, answers, strict=True):
+                if not isinstance(answer, Missing):
+                    renewed += 1
+                elif tenure.stage is Stage.HELD:
+                    self._missing(tenure)
+        lost, session.lost = session.lost, []
+        return HeartbeatSeen(tuple(dict.fromkeys(lost)), renewed)
+
+    # --- The end of sessions ------------------------------------------------------------------
+
+    def give_back(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Releases these by lease id, in the background, until the store has confirmed it."""
+        self._unwanted.update(dict.fromkeys(keys))
+        self._unwanted_some.set()
+
+    def end(self, tenures: Iterable[Tenure]) -> None:
+        """Their session is gone: gives them back."""
+        for tenure in list(tenures):
+            self.tenures.leave(tenure, Cancelled("its session is gone"))
+            self.give_back([tenure.key])
+
+    # --- Events of the store ------------------------------------------------------------------
+
+    def granted(self, name: str, event: WaiterGranted) -> None:
+        """A waiter got it; if nobody here waits any more, it goes back."""
+        tenure = self.tenures.find((name, event.lease))
+        if tenure is None:
+            self.give_back([(name, event.lease)])
+        else:
+            self._hold(tenure, event.grant)
+
+    def lost(self, name: str, event: HolderLost) -> None:
+        """A holder has it no more, and did not release it."""
+        if tenure := self.tenures.find((name, event.lease)):
+            self._lose(tenure, event.reason, event.detail)
+
+    def contended(self, name: str, event: Contended) -> None:
+        """Somebody began to wait for what these hold."""
+        now_ms = trio_ms()
+        for tenure in self.tenures.held(name):
+            told_ms = tenure.contended_ms
+            if told_ms is None or now_ms - told_ms >= self.limits.contended_every_ms:
+                tenure.contended_ms = now_ms
+                note = LeaseContended(name, tenure.lease, event.waiting)
+                tenure.session.notify(note)
+
+    def lose_all(self) -> None:
+        """The store ends with this process: every holder is told so."""
+        for tenure in [t for t in self.tenures if t.stage is Stage.HELD]:
+            self._lose(tenure, LostReason.STORE_LOST, None)
+
+    # --- How a tenure goes --------------------------------------------------------------------
+
+    def _refuse_while_draining(self) -> None:
+        if self.draining_ms is not None:
+            raise Draining(self.draining_ms)
+
+    def _tenure_of(self, session: Session, name: str, claim: Claim) -> Tenure:
+        """The session's tenure of this key: its own, one taken over from another, or a new one."""
+        old = self.tenures.find((name, claim.lease))
+        if old and old.session is session:
+            return old
+        if old is None:
+            if session.held >= self.limits.leases_per_session:
+                raise LimitReached("leases_per_session", self.limits.leases_per_session)
+            if session.waiting >= self.limits.waiters_per_session:
+                raise LimitReached("waiters_per_session", self.limits.waiters_per_session)
+            new = Tenure(name, session, claim)
+            self.tenures.enter(new)
+            return new
+        new = Tenure(name, session, old.claim, old.auto_renew, old.on_drop, old.wait_until)
+        grant = old.outcome
+        held = old.stage is Stage.HELD
+        new.stage = Stage.ASKED if held else old.stage
+        self.tenures.leave(old, Cancelled("another connection took the wait over"))
+        self.tenures.enter(new)
+        if held and isinstance(grant, Granted):
+            self._hold(new, grant)
+        return new
+
+    async def _obtain(self, tenure: Tenure, ask: Callable[[], Awaitable[Answer]]) -> LeaseGrant:
+        """Asks the store, waits if it says so, and answers with the grant or raises."""
+        is_new = tenure.stage is Stage.ASKED
+        tenure.requests += 1
+        try:
+            answer = await ask()
+            if isinstance(answer, Queued):
+                if tenure.stage is Stage.ASKED:
+                    tenure.stage = Stage.WAITING
+                answer = await self._wait(tenure)
+        except Unavailable:
+            if is_new:
+                self._abandon([tenure.key])
+            raise
+        except trio.Cancelled:
+            if tenure.session.attached and tenure.requests == 1:
+                self._abandon([tenure.key])
+            raise
+        finally:
+            tenure.requests -= 1
+        match answer:
+            case Granted():
+                self._hold(tenure, answer)
+                return LeaseGrant(
+                    tenure.name, tenure.lease, answer.fence, answer.ttl_ms, answer.waited_ms
+                )
+            case Busy():
+                self.tenures.leave(tenure, Cancelled("its lease id left the queue"))
+                raise await self._busy(tenure)
+            case Missing():
+                self.tenures.leave(tenure, Lost())
+                raise Lost
+            case QueueFull(waiting_max):
+                self.tenures.leave(tenure, LimitReached("waiters_per_name", waiting_max))
+                raise LimitReached("waiters_per_name", waiting_max)
+            case Mismatch():
+                if is_new:
+                    self.tenures.leave(tenure, Lost())
+                raise InvalidParams("$.lease", "is in use with another mode or limit")
+            case _:
+                assert_never(answer)
+
+    async def _wait(self, tenure: Tenure) -> Granted | Busy:
+        """Until it is granted (`Granted`), or the wait is over (`Busy`)."""
+        with trio.move_on_at(tenure.wait_until):
+            await tenure.settled.wait()
+        if tenure.outcome is None:
+            if tenure.requests > 1:  # a repeat of this request goes on waiting
+                raise await self._busy(tenure)
+            await self._leave_queue(tenure)
+            return Busy()
+        if isinstance(tenure.outcome, RpcError):
+            raise tenure.outcome
+        return tenure.outcome
+
+    async def _leave_queue(self, tenure: Tenure) -> None:
+        """Its wait is over. What was granted at the very last moment goes back, too (law L6)."""
+        try:
+            await self.store.release(*tenure.key)
+        except Unavailable:
+            self._abandon([tenure.key])
+
+    async def _busy(self, tenure: Tenure) -> BusyError:
+        shown = self.limits.holders_in_busy
+        state = await self.store.inspect(tenure.name, holders_max=shown, waiting_max=0)
+        left_ms = [holder.ttl_ms for holder in state.holders]
+        return BusyError(
+            holders=state.holders,
+            waiting=state.waiting_total,
+            retry_after_ms=min(left_ms, default=0),
+        )
+
+    def _hold(self, tenure: Tenure, grant: Granted) -> None:
+        if tenure.claim.ttl_ms == 0:  # resumed from another server, which knew its TTL
+            tenure.claim = evolve(tenure.claim, ttl_ms=grant.ttl_ms)
+        self.tenures.hold(tenure, grant)
+        self.renewals.plan(tenure)
+
+    def _lose(self, tenure: Tenure, reason: LostReason, detail: str | None) -> None:
+        session = tenure.session
+        self.tenures.leave(tenure, Lost())
+        if len(session.lost) < self.limits.leases_per_session:
+            session.lost.append(tenure.lease)
+        session.notify(LeaseLost(tenure.name, tenure.lease, tenure.fence, reason, detail))
+
+    def _missing(self, tenure: Tenure) -> None:
+        """The store says that it does not hold; no event said why."""
+        self._lose(tenure, LostReason.EXPIRED, None)
+
+    def _abandon(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Nobody wants these any more: out of the session, and back to the store."""
+        for key in list(keys):
+            if tenure := self.tenures.find(key):
+                self.tenures.leave(tenure, Cancelled())
+            self.give_back([key])
+
+    # --- Tasks --------------------------------------------------------------------------------
+
+    async def _give_back(self) -> None:
+        while True:
+            await self._unwanted_some.wait()
+            self._unwanted_some = trio.Event()
+            while self._unwanted:
+                key = next(iter(self._unwanted))
+                if key not in self._unwanted or self.tenures.find(key):
+                    self._unwanted.pop(key, None)  # it was asked for again
+                    continue
+                try:
+                    await self.store.release(*key)
+                except Unavailable:
+                    await trio.sleep(self.limits.store_retry_ms / 1000)
+                else:
+                    self._unwanted.pop(key, None)
+
+    async def _vouch_for_waiters(self) -> None:
+        """Says in good time that the waiters are alive; queues those again that were dropped."""
+        while True:
+            await trio.sleep(self.limits.waiter_alive_ms / 3 / 1000)
+            waiting = [tenure for tenure in self.tenures if tenure.stage is Stage.WAITING]
+            try:
+                alive_ms = self.limits.waiter_alive_ms
+                answers = await self.store.touch([t.key for t in waiting], alive_ms)
+                for tenure, in_queue in zip(waiting, answers, strict=True):
+                    if not in_queue and tenure.stage is Stage.WAITING:
+                        await self._queue_again(tenure)
+            except Unavailable as problem:
+                _log.warning("waiters not vouched for", outcome=problem.outcome)
+
+    async def _queue_again(self, tenure: Tenure) -> None:
+        answer = await self.store.acquire(tenure.name, tenure.claim, wait=True)
+        if tenure.stage is not Stage.WAITING:
+            return
+        if isinstance(answer, Granted):
+            self._hold(tenure, answer)
+        elif not isinstance(answer, Queued):
+            self.tenures.leave(tenure, Lost())
+
+
+def _wait_until(wait_ms: int | None) -> float:
+    """When a wait ends, in seconds of Trio's clock."""
+    return math.inf if wait_ms is None else trio.current_time() + wait_ms / 1000

@@ -1,0 +1,195 @@
+"""The embedded store: `leasekeeper.core.lock` and a clock. It ends with its process.
+
+No call of it blocks, and none is a checkpoint: a cancellation finds a call either not begun or
+answered, so no outcome is ever unknown.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import trio
+from attrs import define, field
+
+from leasekeeper.core.lock import (
+    Busy,
+    Claim,
+    Granted,
+    Left,
+    Lock,
+    Mismatch,
+    Missing,
+    Now,
+    Queued,
+    QueueFull,
+    Renewed,
+)
+from leasekeeper.errors import InvalidParams
+from leasekeeper.messages import Key, LeasePage, LeaseState, ListedLease
+from leasekeeper.store.alarms import Alarms, trio_ms
+from leasekeeper.store.api import Changed, Renewal, StoreEvent
+
+_WATCH_VIEW_MAX: Final = 100
+
+
+def wall_us() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+@define(eq=False)
+class MemoryStore:
+    """Leases in this process, by Trio's clock.
+
+    Fences of all names come from one rising clock, `max(wall clock, last fence + 1)`, so a name at
+    rest needs no memory at all (law L9), and fences rise across restarts too (law L2).
+    """
+
+    waiting_max: int = 10_000
+    wall: Callable[[], int] = wall_us
+    _locks: dict[str, Lock] = field(factory=dict, init=False)
+    _alarms: Alarms[str] = field(init=False)
+    _watched: set[str] = field(factory=set, init=False)
+    _last_us: int = field(default=0, init=False)
+    _on_event: Callable[[StoreEvent], None] = field(default=lambda _: None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._alarms = Alarms(self._advance)
+
+    @property
+    def outlives_process(self) -> bool:
+        """False: a restart loses every lease."""
+        return False
+
+    async def run(
+        self,
+        on_event: Callable[[StoreEvent], None],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Lets time pass for every name whose deadline has come, until cancelled."""
+        self._on_event = on_event
+        task_status.started()
+        await self._alarms.run()
+
+    async def acquire(
+        self, name: str, claim: Claim, *, wait: bool
+    ) -> Granted | Queued | Busy | QueueFull | Mismatch:
+        """Asks for a name."""
+        with self._step(name) as (lock, now):
+            return lock.acquire(claim, wait=wait, now=now)
+
+    async def resume(
+        self, name: str, lease: str, server: str, *, wait: bool
+    ) -> Granted | Queued | Busy | Missing:
+        """Asks again for what the lease id holds or waits for."""
+        with self._step(name) as (lock, now):
+            return lock.resume(lease, server, wait=wait, now=now)
+
+    async def renew(self, renewals: Sequence[Renewal]) -> Sequence[Renewed | Missing]:
+        """Renews many leases."""
+        answers = []
+        for each in renewals:
+            with self._step(each.name) as (lock, now):
+                answers.append(lock.renew(each.lease, each.ttl_ms, now=now))
+        return answers
+
+    async def release(self, name: str, lease: str) -> Left:
+        """Gives a lease back or leaves the queue."""
+        with self._step(name) as (lock, now):
+            return lock.release(lease, now=now)
+
+    async def touch(self, waiters: Sequence[Key], alive_ms: int) -> Sequence[bool]:
+        """Vouches for waiters."""
+        answers = []
+        for name, lease in waiters:
+            with self._step(name) as (lock, now):
+                answers.append(lock.touch(lease, alive_ms, now=now))
+        return answers
+
+    async def break_(self, name: str, detail: str | None) -> int:
+        """Puts all holders out."""
+        with self._step(name) as (lock, now):
+            return lock.break_(detail, now=now)
+
+    async def inspect(self, name: str, *, holders_max: int, waiting_max: int) -> LeaseState:
+        """What others may see of a name."""
+        with self._step(name) as (lock, now):
+            lock.advance(now)
+            return lock.state(name, holders_max=holders_max, waiting_max=waiting_max, now=now)
+
+    async def list_leases(self, prefix: str, limit: int, cursor: str | None) -> LeasePage:
+        """A page of held leases. The cursor is the last one's name and fence."""
+        after = _parse_cursor(cursor) if cursor else ("", 0)
+        found: list[ListedLease] = []
+        for name in sorted(n for n in self._locks if n >= after[0] and n.startswith(prefix)):
+            with self._step(name) as (lock, now):
+                lock.advance(now)
+                found += [
+                    ListedLease(
+                        name,
+                        h.fence,
+                        h.mode,
+                        h.label,
+                        h.held_ms,
+                        h.ttl_ms,
+                        h.client,
+                        h.foreign,
+                        lock.waiting,
+                    )
+                    for h in lock.holders(now)
+                    if (name, h.fence) > after
+                ]
+            if len(found) > limit:
+                last = found[limit - 1]
+                return LeasePage(tuple(found[:limit]), f"{last.name} {last.fence}")
+        return LeasePage(tuple(found), None)
+
+    async def watch(self, name: str) -> None:
+        """From now on there are `Changed` events for this name."""
+        self._watched.add(name)
+
+    def unwatch(self, name: str) -> None:
+        """`Changed` events for this name are not wanted any more."""
+        self._watched.discard(name)
+
+    def _advance(self, name: str) -> None:
+        with self._step(name) as (lock, now):
+            lock.advance(now)
+
+    def _now(self) -> Now:
+        self._last_us = max(self.wall(), self._last_us + 1)
+        return Now(trio_ms(), self._last_us)
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[tuple[Lock, Now]]:
+        """One atomic step on a name: afterwards its events are told, and its next deadline set."""
+        now = self._now()
+        lock = self._locks.get(name) or Lock(self.waiting_max)
+        before = lock.revision
+        yield lock, now
+        self._last_us = max(self._last_us, lock.fence)
+        if lock.idle:
+            self._locks.pop(name, None)
+        else:
+            self._locks[name] = lock
+        if (next_ms := lock.next_ms()) is None:
+            self._alarms.discard(name)
+        else:
+            self._alarms.set(name, next_ms)
+        for event in lock.events:
+            self._on_event(StoreEvent(name, event))
+        lock.events.clear()
+        if name in self._watched and lock.revision != before:
+            state = lock.state(
+                name, holders_max=_WATCH_VIEW_MAX, waiting_max=_WATCH_VIEW_MAX, now=now
+            )
+            self._on_event(StoreEvent(name, Changed(state)))
+
+
+def _parse_cursor(cursor: str) -> tuple[str, int]:
+    name, _, fence = cursor.partition(" ")
+    if not fence.isdecimal():
+        raise InvalidParams("$.cursor", "expected a cursor from an earlier page")
+    return name, int(fence)
