@@ -1,32 +1,41 @@
 """Every bound of the service, with its default. Past a bound comes a typed error (law L12)."""
 
-from attrs import frozen
+from typing import TypeVar
+
+from attrs import field, frozen
+
+T = TypeVar("T", int, float)
+
+
+def bound(default: T, meaning: str) -> T:
+    """A field that an operator may set; `meaning` is its help text on the command line."""
+    made: T = field(default=default, metadata={"meaning": meaning})
+    return made
 
 
 @frozen
 class Limits:
     """Bounds and times of sessions, leases and waiters. Times are in milliseconds."""
 
-    leases_per_session: int = 1_000
-    waiters_per_session: int = 1_000
-    waiters_per_name: int = 10_000
-    watches_per_session: int = 1_000
-    sessions_detached: int = 10_000
-    """Dropped sessions remembered at once; past it the oldest ends early."""
+    leases_per_session: int = bound(1_000, "leases that one session may hold")
+    waiters_per_session: int = bound(1_000, "waits that one session may have at once")
+    waiters_per_name: int = bound(10_000, "waiters in one name's queue")
+    watches_per_session: int = bound(1_000, "names that one session may watch")
+    sessions_detached: int = bound(
+        10_000, "dropped sessions remembered at once; past it the oldest ends early"
+    )
 
-    grace_ms: int = 5_000
-    """How long a dropped connection keeps its leases and its places in queues."""
-    heartbeat_ms: int = 10_000
-    """What a session of liveness "heartbeat" is told to keep to."""
-    waiter_alive_ms: int = 15_000
-    """A waiter whose server has not vouched for it for so long is skipped."""
-    contended_every_ms: int = 1_000
-    """At most one `lease.contended` per lease in this time."""
-    renewal_jitter: float = 0.2
-    """A renewal comes due between (1 - this) and 1 times TTL / 3 after the last."""
-    store_retry_ms: int = 200
-    """After the store was unavailable, how long until it is asked again."""
+    grace_ms: int = bound(5_000, "how long a dropped connection keeps its leases and places")
+    heartbeat_ms: int = bound(10_000, "how often a session with heartbeats is to send one")
+    waiter_alive_ms: int = bound(
+        15_000, "a waiter that its server has not vouched for in this time is skipped"
+    )
+    contended_every_ms: int = bound(1_000, "at most one lease.contended per lease in this time")
+    renewal_jitter: float = bound(
+        0.2, "a renewal comes due between (1 - this) and 1 times TTL / 3 after the last"
+    )
+    store_retry_ms: int = bound(200, "how long after a failure the store is asked again")
 
-    holders_shown: int = 100
-    waiters_shown: int = 100
-    holders_in_busy: int = 16
+    holders_shown: int = bound(100, "holders listed by inspect and watch")
+    waiters_shown: int = bound(100, "waiters listed by inspect and watch")
+    holders_in_busy: int = bound(16, "holders listed by the error busy")

@@ -6,8 +6,8 @@ them all. Nothing is renewed without a sign of life, and not later than it (law 
 liveness "heartbeat" is not on the schedule: it renews by itself.
 """
 
-import random
 from collections.abc import Callable
+from random import Random
 from typing import Final
 
 import trio
@@ -32,7 +32,7 @@ class Renewals:
     store: Store
     limits: Limits
     on_missing: Callable[[Tenure], None]
-    random: random.Random = field(factory=random.Random)
+    random: Random = field(factory=Random)
     _alarms: Alarms[Session] = field(init=False)
     _batch: dict[Tenure, None] = field(factory=dict, init=False)
     _filled: trio.Event = field(factory=trio.Event, init=False)
@@ -55,7 +55,10 @@ class Renewals:
         """The session gave a sign of life just now: what is due soon joins the next batch."""
         if session.liveness is not Liveness.PONG:
             return
-        now_ms, later_ms = trio_ms(), []
+        now_ms = trio_ms()
+        if session.renewals_due_ms is not None and now_ms < session.renewals_due_ms:
+            return
+        later_ms: list[int] = []
         for tenure in session.tenures.values():
             if tenure.stage is not Stage.HELD or not tenure.auto_renew:
                 continue

@@ -1,0 +1,5 @@
+"""`python -m leasekeeper`."""
+
+from leasekeeper.cli.main import main
+
+main()

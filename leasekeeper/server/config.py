@@ -1,0 +1,102 @@
+"""What a server is told: addresses, and the bounds of connections."""
+
+from pathlib import Path
+
+from attrs import Factory, field, frozen
+
+from leasekeeper.errors import ConfigurationError
+from leasekeeper.service.limits import Limits, bound
+
+
+@frozen
+class TcpAddress:
+    """Where to listen; port 0 picks a free one."""
+
+    host: str
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host in {"127.0.0.1", "::1", "localhost"} or self.host.startswith("127.")
+
+
+@frozen
+class UnixAddress:
+    """A socket file. Whoever may write to it may connect."""
+
+    path: Path
+
+
+Address = TcpAddress | UnixAddress
+
+
+def parse_address(text: str) -> Address:
+    """`HOST:PORT`, `[V6]:PORT` or `unix:PATH`.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path:
+            raise ConfigurationError("--listen unix:PATH needs a path")
+        return UnixAddress(Path(path).absolute())
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigurationError(f"--listen {text}: expected HOST:PORT or unix:PATH")
+    return TcpAddress(host.strip("[]"), int(port))
+
+
+@frozen
+class WireLimits:
+    """Bounds and deadlines of connections. Times are in milliseconds, sizes in bytes."""
+
+    connections: int = bound(10_000, "connections at once")
+    handshakes: int = bound(256, "connections at once that have not finished their handshake")
+    message_bytes: int = bound(64 * 1024, "size of one message from a client")
+    fragments: int = bound(64, "fragments of one message from a client")
+    control_frames_per_second: int = bound(
+        100, "pings, pongs and closes a client may send on average; twice as many in a burst"
+    )
+    outbox_bytes: int = bound(
+        1024 * 1024, "what may wait to be read by a client before it is closed with 4001"
+    )
+    requests_outstanding: int = bound(2_000, "unanswered requests of one connection")
+
+    handshake_ms: int = bound(5_000, "for the HTTP upgrade and, where one is wanted, the token")
+    ping_ms: int = bound(25_000, "between pings on a connection with nothing due")
+    pong_ms: int = bound(8_000, "for the answer to a ping")
+    write_ms: int = bound(10_000, "for one write to a client")
+    close_ms: int = bound(5_000, "for the closing handshake")
+    drain_grace_ms: int = bound(5_000, "how long holders may finish after SIGTERM")
+    drain_spread_ms: int = bound(
+        10_000, "over how long connections are then closed, if they can go elsewhere"
+    )
+
+
+@frozen
+class ServerConfig:
+    """Everything `serve` needs to know."""
+
+    listen: tuple[Address, ...] = (TcpAddress("127.0.0.1", 7420),)
+    limits: Limits = Factory(Limits)
+    wire: WireLimits = Factory(WireLimits)
+    token: str | None = field(default=None, repr=False)
+    allow_unauthenticated: bool = False
+    allowed_origins: frozenset[str] = frozenset()
+
+    def check(self) -> None:
+        """Refuses what is not safe.
+
+        Raises:
+            ConfigurationError: it listens beyond this machine, and anybody could use it.
+        """
+        if self.token is not None or self.allow_unauthenticated:
+            return
+        for address in self.listen:
+            if isinstance(address, TcpAddress) and not address.is_loopback:
+                raise ConfigurationError(
+                    f"{address.host} can be reached from other machines: set LEASEKEEPER_TOKEN "
+                    "or --token-file, or pass --allow-unauthenticated"
+                )

@@ -1,0 +1,362 @@
+"""One connection: frames in, requests carried out side by side, answers and news out.
+
+    run
+    ├── _write                one frame at a time, with a deadline
+    └── requests
+        ├── _keep_alive       pings, and what a pong means
+        ├── _expect_token     where one is wanted
+        └── _answer           one task for each request
+
+Requests start in the order in which they came, each in a task of its own. When reading ends, for
+whatever reason, the session is detached first, so that the requests cancelled after it know that
+their client is gone.
+"""
+
+import hmac
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+import trio
+from attrs import define, field
+
+from leasekeeper.errors import (
+    CLEAN_CLOSES,
+    Cancelled,
+    CloseCode,
+    InternalError,
+    InvalidRequest,
+    LimitReached,
+    RpcError,
+    Unauthenticated,
+)
+from leasekeeper.messages import (
+    TTL_MAX_MS,
+    TTL_MIN_MS,
+    CancelAnswer,
+    Notification,
+    RequestId,
+    Result,
+    RpcCancel,
+    SessionOpen,
+    SessionOpened,
+)
+from leasekeeper.server.config import ServerConfig
+from leasekeeper.server.outbox import Outbox
+from leasekeeper.server.transport import Closed, WebSocket
+from leasekeeper.service.keeper import Keeper
+from leasekeeper.service.session import Session
+from leasekeeper.version import VERSION
+from leasekeeper.wire.codec import (
+    BATCH_REQUESTS_MAX,
+    Frame,
+    Request,
+    decode_frame,
+    encode_error,
+    encode_notification,
+    encode_result,
+    join,
+)
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
+
+PROTOCOL_VERSION: Final = 1
+_FRAME_BYTES: Final = 256 * 1024
+"""Messages are joined into one frame up to about this size."""
+
+Sink = Callable[[bytes], None]
+
+
+@define(eq=False)
+class _Outstanding:
+    """A request that has not been answered yet."""
+
+    request: Request
+    sink: Sink
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    finished: trio.Event = field(factory=trio.Event)
+    was_cancelled: bool = False
+
+
+@define(eq=False)
+class _BatchAnswer:
+    """Gathers the answers of a batch, and lets them go as one array when all are there."""
+
+    sink: Sink
+    missing: int
+    answers: list[bytes] = field(factory=list)
+
+    def put(self, answer: bytes) -> None:
+        self.answers.append(answer)
+        self.missing -= 1
+        if not self.missing:
+            self.sink(join(self.answers))
+
+
+@define(eq=False)
+class Connection:
+    """One peer. `run` returns when it is gone; `close_soon` sends it away."""
+
+    socket: WebSocket
+    keeper: Keeper
+    config: ServerConfig
+    authenticated: bool
+    session: Session = field(init=False)
+    _outbox: Outbox = field(init=False)
+    _batch: bool = field(default=False, init=False)
+    _opened: bool = field(default=False, init=False)
+    _close_code: CloseCode = field(default=CloseCode.NORMAL, init=False)
+    _close_reason: str = field(default="", init=False)
+    _reading: trio.CancelScope = field(factory=trio.CancelScope, init=False)
+    _ping_wanted: trio.Event = field(factory=trio.Event, init=False)
+    _backlog: deque[_Outstanding] = field(factory=deque, init=False)
+    _outstanding: dict[RequestId, _Outstanding] = field(factory=dict, init=False)
+    _unanswered: int = field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._outbox = Outbox(self.config.wire.outbox_bytes)
+
+    async def run(self) -> None:
+        """Serves the peer until it is gone or sent away.
+
+        Cancellation:
+            The session is detached as after a drop; the stream is left to the caller.
+        """
+        self.session = self.keeper.attach(self._notify, self._want_ping)
+        clean = False
+        try:
+            async with trio.open_nursery() as writing:
+                writing.start_soon(self._write)
+                async with trio.open_nursery() as requests:
+                    try:
+                        clean = await self._read(requests)
+                    finally:
+                        self.keeper.detach(self.session, clean=clean)
+                        requests.cancel_scope.cancel()
+                writing.cancel_scope.deadline = (
+                    trio.current_time() + self.config.wire.close_ms / 1000
+                )
+                self._outbox.finish(drop=clean or self._close_code is CloseCode.SLOW_CONSUMER)
+        finally:
+            self._outbox.finish(drop=True)
+        await self.socket.close(self._close_code, self._close_reason)
+
+    def close_soon(self, code: CloseCode, reason: str) -> None:
+        """Sends the peer away; the first reason counts. Never blocks."""
+        if not self._reading.cancel_called:
+            self._close_code, self._close_reason = code, reason
+            self._reading.cancel()
+
+    # --- What the service asks of a connection -------------------------------------------------
+
+    def _notify(self, notification: Notification) -> None:
+        self._put(encode_notification(notification))
+
+    def _want_ping(self) -> None:
+        self._ping_wanted.set()
+
+    # --- Out ----------------------------------------------------------------------------------
+
+    def _put(self, message: bytes) -> None:
+        if not self._outbox.put(message):
+            self._outbox.finish(drop=True)
+            self.close_soon(CloseCode.SLOW_CONSUMER, "too much waits to be read")
+
+    async def _write(self) -> None:
+        try:
+            while messages := await self._outbox.take():
+                for frame in _frames(messages, joined=self._batch):
+                    await self.socket.send(frame)
+        except Closed as closed:
+            self._outbox.finish(drop=True)
+            self.close_soon(CloseCode(closed.code), "cannot be written to")
+
+    async def _keep_alive(self) -> None:
+        """Pings when asked to, or when long enough nothing was; a pong is a sign of life."""
+        try:
+            while True:
+                with trio.move_on_after(self.config.wire.ping_ms / 1000):
+                    await self._ping_wanted.wait()
+                self._ping_wanted = trio.Event()
+                if not await self.socket.ping():
+                    self.close_soon(CloseCode.NO_SIGN_OF_LIFE, "no pong")
+                    return
+                self.keeper.alive(self.session)
+        except Closed:
+            self.close_soon(CloseCode.ABNORMAL, "")
+
+    # --- In -----------------------------------------------------------------------------------
+
+    async def _read(self, requests: trio.Nursery) -> bool:
+        """Takes requests until the connection ends; says whether the peer ended it cleanly."""
+        requests.start_soon(self._keep_alive)
+        if not self.authenticated:
+            requests.start_soon(self._expect_token)
+        try:
+            with self._reading:
+                while True:
+                    text = await self.socket.receive()
+                    self.keeper.alive(self.session)
+                    self._take(decode_frame(text), requests)
+        except Closed as closed:
+            if self.socket.violated is None:
+                return closed.code in CLEAN_CLOSES
+            self.close_soon(self.socket.violated, "text frames only")
+        return False
+
+    async def _expect_token(self) -> None:
+        await trio.sleep(self.config.wire.handshake_ms / 1000)
+        if not self.authenticated:
+            self.close_soon(CloseCode.UNAUTHENTICATED, "no token came in time")
+
+    def _take(self, frame: Frame, requests: trio.Nursery) -> None:
+        sink: Sink = self._put
+        if frame.batch and not self._batch:
+            answered = sum(request.answered for request in frame.requests)
+            sink = _BatchAnswer(self._put, answered).put
+        for request in frame.requests:
+            self._begin(request, sink if request.answered else _drop, requests)
+
+    def _begin(self, request: Request, sink: Sink, requests: trio.Nursery) -> None:
+        """Answers at once what needs no waiting, and starts a task for everything else."""
+        params = request.params
+        if isinstance(params, SessionOpen) or not self.authenticated:
+            # In order and at once, so that what follows in the same frame finds the session open.
+            self._answer_now(request, sink, lambda: self._open(params))
+            return
+        most = self.config.wire.requests_outstanding
+        if isinstance(params, RpcError):
+            sink(encode_error(request.id, params))
+        elif request.id is not None and request.id in self._outstanding:
+            problem = InvalidRequest("a request with this id is outstanding")
+            sink(encode_error(request.id, problem))
+        elif self._unanswered >= most:
+            sink(encode_error(request.id, LimitReached("requests_outstanding", most)))
+        else:
+            outstanding = _Outstanding(request, sink)
+            if request.id is not None:
+                self._outstanding[request.id] = outstanding
+            self._unanswered += 1
+            self._backlog.append(outstanding)
+            if len(self._backlog) == 1:
+                requests.start_soon(self._answer_next, requests)
+
+    def _answer_now(self, request: Request, sink: Sink, answer: Callable[[], Result]) -> None:
+        try:
+            sink(encode_result(request.id, answer()))
+        except RpcError as error:
+            sink(encode_error(request.id, error))
+
+    def _open(self, params: object) -> SessionOpened:
+        if isinstance(params, RpcError):
+            raise params
+        if not self.authenticated:
+            token = params.token if isinstance(params, SessionOpen) else None
+            if not token_fits(self.config, token):
+                self.close_soon(CloseCode.UNAUTHENTICATED, "a token is wanted")
+                raise Unauthenticated
+            self.authenticated = True
+        assert isinstance(params, SessionOpen)
+        if self._opened:
+            raise InvalidRequest("the session is open already")
+        self._opened, self._batch = True, params.batch
+        self.session.client, self.session.liveness = params.client, params.liveness
+        limits, wire = self.keeper.limits, self.config.wire
+        return SessionOpened(
+            session=self.session.id,
+            server=self.keeper.server,
+            version=VERSION,
+            protocol=PROTOCOL_VERSION,
+            heartbeat_ms=limits.heartbeat_ms,
+            limits={
+                "message_bytes": wire.message_bytes,
+                "fragments": wire.fragments,
+                "batch_requests": BATCH_REQUESTS_MAX,
+                "requests_outstanding": wire.requests_outstanding,
+                "outbox_bytes": wire.outbox_bytes,
+                "leases_per_session": limits.leases_per_session,
+                "waiters_per_session": limits.waiters_per_session,
+                "waiters_per_name": limits.waiters_per_name,
+                "watches_per_session": limits.watches_per_session,
+                "ttl_min_ms": TTL_MIN_MS,
+                "ttl_max_ms": TTL_MAX_MS,
+                "grace_ms": limits.grace_ms,
+            },
+        )
+
+    # --- Requests -----------------------------------------------------------------------------
+
+    async def _answer_next(self, requests: trio.Nursery) -> None:
+        """Answers the request at the head of the backlog.
+
+        The next task starts only when this one has run to its first checkpoint: so requests reach
+        the store in the order in which they came.
+        """
+        outstanding = self._backlog[0]
+        self._backlog.popleft()
+        if self._backlog:
+            requests.start_soon(self._answer_next, requests)
+        try:
+            await self._answer(outstanding)
+        finally:
+            outstanding.finished.set()
+            self._unanswered -= 1
+            if self._outstanding.get(outstanding.request.id) is outstanding:
+                del self._outstanding[outstanding.request.id]
+
+    async def _answer(self, outstanding: _Outstanding) -> None:
+        request, answer = outstanding.request, b""
+        with outstanding.scope:
+            try:
+                answer = encode_result(request.id, await self._carry_out(request))
+            except RpcError as error:
+                answer = encode_error(request.id, error)
+            except Exception:
+                _log.exception("request failed", request=type(request.params).__name__)
+                answer = encode_error(request.id, InternalError())
+        if outstanding.scope.cancelled_caught:
+            outstanding.was_cancelled = True
+            answer = encode_error(request.id, Cancelled())
+        outstanding.sink(answer)
+
+    async def _carry_out(self, request: Request) -> Result:
+        params = request.params
+        assert not isinstance(params, RpcError)
+        if isinstance(params, RpcCancel):
+            return await self._cancel(params.id)
+        return await self.keeper.handle(self.session, params)
+
+    async def _cancel(self, request_id: RequestId) -> CancelAnswer:
+        outstanding = self._outstanding.get(request_id)
+        if outstanding is None or isinstance(outstanding.request.params, RpcCancel):
+            return CancelAnswer(cancelled=False)
+        outstanding.scope.cancel()
+        await outstanding.finished.wait()
+        return CancelAnswer(cancelled=outstanding.was_cancelled)
+
+
+def token_fits(config: ServerConfig, token: str | None) -> bool:
+    """Whether this token opens the server; compared in constant time."""
+    if config.token is None:
+        return True
+    return token is not None and hmac.compare_digest(config.token.encode(), token.encode())
+
+
+def _frames(messages: list[bytes], *, joined: bool) -> list[bytes]:
+    """The text frames that carry these messages: one each, or arrays of a bounded size."""
+    if not joined or len(messages) == 1:
+        return messages
+    frames: list[list[bytes]] = [[]]
+    size = 0
+    for message in messages:
+        if size > _FRAME_BYTES:
+            frames.append([])
+            size = 0
+        frames[-1].append(message)
+        size += len(message)
+    return [join(frame) for frame in frames]
+
+
+def _drop(_: bytes) -> None:
+    """Where answers to notifications go."""
