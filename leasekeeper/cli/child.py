@@ -21,7 +21,6 @@ from attrs import define, field
 COMMAND_NOT_FOUND: Final = 127
 COMMAND_NOT_EXECUTABLE: Final = 126
 
-_FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG: Final = 1
 _KILL_AHEAD_S: Final = 0.25
 
@@ -103,13 +102,6 @@ def start(command: Sequence[str], environment: dict[str, str]) -> Child:
 def take_terminal() -> None:
     """This process is in the terminal's foreground again."""
     _give_terminal(os.getpgrp())
-
-
-async def forward_signals(child: Child) -> None:
-    """Passes on to the command what would end this process, until cancelled."""
-    with trio.open_signal_receiver(*_FORWARDED) as signals:
-        async for number in signals:
-            child.signal(signal.Signals(number))
 
 
 def _die_with(parent: int, prctl: Callable[[int, int], int]) -> None:

@@ -1,17 +1,24 @@
-"""The command group, its configuration file, and its logs."""
+"""The command group and its configuration file."""
 
-import logging
-import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
-import structlog
 
-from leasekeeper.cli.serve import serve
 from leasekeeper.errors import ConfigurationError
 from leasekeeper.version import VERSION
+
+_COMMANDS: Final = {
+    "serve": "leasekeeper.cli.serve:serve",
+    "lock": "leasekeeper.cli.lock:lock",
+    "ls": "leasekeeper.cli.look:ls",
+    "show": "leasekeeper.cli.look:show",
+    "break": "leasekeeper.cli.look:break_",
+    "watch": "leasekeeper.cli.look:watch",
+}
+"""Imported only when they are run: `lock` stands in front of other people's commands."""
 
 
 class _Group(click.Group):
@@ -22,6 +29,18 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except ConfigurationError as error:
             raise click.UsageError(str(error)) from error
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
 
 
 def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -35,7 +54,9 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     assert isinstance(ctx.command, click.Group)
     shared = {key: value for key, value in tables.items() if not isinstance(value, dict)}
     defaults: dict[str, dict[str, Any]] = {}
-    for name, command in ctx.command.commands.items():
+    for name in ctx.command.list_commands(ctx):
+        command = ctx.command.get_command(ctx, name)
+        assert command is not None
         known = {param.name for param in command.params}
         table = _underscored(shared | tables.get(name, {}))
         unknown = sorted(table.keys() - known - _underscored(shared).keys())
@@ -43,29 +64,13 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
             raise click.UsageError(f"{path}: [{name}] has no setting {unknown[0]!r}")
         defaults[name] = {key: value for key, value in table.items() if key in known}
     for name in tables:
-        if name not in shared and name not in ctx.command.commands:
+        if name not in shared and name not in _COMMANDS:
             raise click.UsageError(f"{path}: there is no command for the table [{name}]")
     ctx.default_map = defaults
 
 
 def _underscored(table: dict[str, Any]) -> dict[str, Any]:
     return {key.replace("-", "_"): value for key, value in table.items()}
-
-
-def _log_to_stderr(level: str) -> None:
-    """One JSON object a line, so that no name or label can forge a line."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
 
 
 @click.group(
@@ -83,21 +88,9 @@ def _log_to_stderr(level: str) -> None:
     help="A TOML file: one table per command, one key per option. Flags win over LEASEKEEPER_* "
     "variables, and those over the file.",
 )
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    envvar="LEASEKEEPER_LOG_LEVEL",
-    help="What is worth a line on standard error.",
-)
-def main(log_level: str) -> None:
+def main() -> None:
     """A lock and lease server: fenced leases, FIFO waiting, and holders who know when they lost.
 
     Start a server with `leasekeeper serve`, and put a lock around a command with
     `leasekeeper lock NAME -- COMMAND`.
     """
-    _log_to_stderr(log_level)
-
-
-main.add_command(serve)

@@ -1,12 +1,15 @@
 """`leasekeeper serve`."""
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import attrs
 import click
+import structlog
 import trio
 
 from leasekeeper.errors import ConfigurationError
@@ -97,6 +100,14 @@ def _help_bounds(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     metavar="ORIGIN",
     help="A web site whose pages may connect, such as https://app.example. Others are refused.",
 )
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    envvar="LEASEKEEPER_LOG_LEVEL",
+    help="What is worth a line on standard error.",
+)
 @click.option("--prefix", default="lk", envvar="LEASEKEEPER_PREFIX", hidden=True)
 @click.option(
     "--fence-memory-ms",
@@ -123,6 +134,7 @@ def serve(
     token_file: Path | None,
     allow_unauthenticated: bool,
     allow_origin: tuple[str, ...],
+    log_level: str,
     prefix: str,
     fence_memory_ms: int,
     workers: int,
@@ -136,6 +148,7 @@ def serve(
     SIGTERM drains it: clients are told, holders may finish, and it exits with 0. A configuration
     that cannot work ends it with 2 and one line that says what to do.
     """
+    _log_to_stderr(log_level)
     del prefix, fence_memory_ms  # the layout of a shared store; the embedded one has neither
     limits, wire = (
         cls(**{each.name: bounds[each.name] for each in attrs.fields(cls)}) for cls in _BOUNDS
@@ -182,3 +195,19 @@ def _token(path: Path | None) -> str | None:
     if not token:
         raise ConfigurationError(f"--token-file {path}: the file is empty")
     return token
+
+
+def _log_to_stderr(level: str) -> None:
+    """One JSON object a line, so that no name or label can forge a line."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
