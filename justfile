@@ -1,0 +1,71 @@
+# The project's only vocabulary: people, hooks and CI call these verbs. `./dev VERB` installs first.
+
+set positional-arguments
+
+bin := justfile_directory() / ".venv" / "bin"
+
+export PATH := bin + ":" + env("PATH")
+export UV_SYSTEM_CERTS := env("UV_SYSTEM_CERTS", "1")
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := "1"
+
+# List the verbs.
+default:
+    @just --justfile "{{ justfile() }}" --list --unsorted
+
+# Install what uv.lock names; uv and just themselves stay.
+sync:
+    env -u VIRTUAL_ENV UV_PROJECT_ENVIRONMENT="{{ justfile_directory() }}/.venv" uv sync --frozen --inexact
+
+# Run the server on its embedded store; further options go to `leasekeeper serve`.
+[no-cd]
+serve *options:
+    @exec leasekeeper serve "$@"
+
+# Style, formatting, the direction of imports, and drift of the generated schema.
+lint:
+    ruff check .
+    ruff format --check .
+    lint-imports
+    python -m leasekeeper.wire.schema --check
+
+# mypy in strict mode over everything, and pyright over the client's public types.
+types:
+    mypy
+    mypy tests bench docs/check.py
+    pyright --verifytypes leasekeeper_client --ignoreexternal
+
+# The whole suite; further options go to pytest.
+test *options:
+    pytest -q "$@"
+
+# What is worth running after every edit: no real processes, few Hypothesis examples.
+fast *options:
+    HYPOTHESIS_PROFILE=fast pytest -q -m "not system" "$@"
+
+# Play the protocol's vectors: against a server of its own, or any server, at URL.
+conformance *url:
+    {{ if url == "" { "pytest -q tests/conformance" } else { 'python -m tests.conformance "$@"' } }}
+
+# Every branch of the pure layers is reached from their own test files.
+cov:
+    pytest -q --no-cov-on-fail --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered \
+        --cov=leasekeeper.core tests/core
+    pytest -q --no-cov-on-fail --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered \
+        --cov=leasekeeper.wire tests/wire
+    pytest -q --no-cov-on-fail --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered \
+        --cov=leasekeeper.errors --cov=leasekeeper.messages tests/test_errors.py tests/test_messages.py
+
+# Write spec/openrpc.json from the wire vocabulary.
+schema:
+    python -m leasekeeper.wire.schema
+
+# Links between the documents lead somewhere, and their Python examples compile.
+docs:
+    python docs/check.py
+
+# Measure the load shapes; further options go to `python -m bench`.
+bench *options:
+    python -m bench "$@"
+
+# All that a change must pass.
+check: lint types docs test cov

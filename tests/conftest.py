@@ -1,0 +1,20 @@
+"""How hard Hypothesis tries: HYPOTHESIS_PROFILE says; else `ci` where CI is set, else `local`.
+
+The checks are the same in every profile; only the number of examples and their seed differ.
+"""
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("local", max_examples=100, deadline=None)
+settings.register_profile("fast", max_examples=20, deadline=None)
+# The same examples in every run: a red build is a change's fault, and prints how to repeat it.
+settings.register_profile(
+    "ci", max_examples=200, deadline=None, derandomize=True, print_blob=True, database=None
+)
+settings.register_profile("nightly", max_examples=10_000, deadline=None, print_blob=True)
+
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "local")
+)

@@ -1,0 +1,81 @@
+"""Outbox: what waits to be written to one peer, bounded in bytes."""
+
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from leasekeeper.server.outbox import Outbox
+
+
+async def test_take_gets_all_that_waits_in_order() -> None:
+    outbox = Outbox(100)
+    for message in (b"a", b"b", b"c"):
+        assert outbox.put(message)
+    assert await outbox.take() == [b"a", b"b", b"c"]
+
+
+async def test_take_waits_for_something(autojump_clock: MockClock) -> None:
+    outbox, taken = Outbox(100), list[list[bytes]]()
+
+    async def take_twice() -> None:
+        taken.append(await outbox.take())
+        taken.append(await outbox.take())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_twice)
+        await wait_all_tasks_blocked()
+        assert not taken
+        outbox.put(b"a")
+        await wait_all_tasks_blocked()
+        assert taken == [[b"a"]]
+        outbox.put(b"b")
+    assert taken == [[b"a"], [b"b"]]
+
+
+async def test_past_the_bound_it_says_no_and_not_before() -> None:
+    outbox = Outbox(10)
+    assert outbox.put(b"12345")
+    assert outbox.put(b"67890")
+    assert not outbox.put(b"!")
+
+
+async def test_the_bound_counts_what_waits_not_what_went() -> None:
+    outbox = Outbox(10)
+    for _ in range(5):
+        assert outbox.put(b"1234567890")
+        assert await outbox.take() == [b"1234567890"]
+
+
+async def test_finished_it_still_gives_what_was_queued_and_then_the_end() -> None:
+    outbox = Outbox(10)
+    outbox.put(b"a")
+    outbox.finish(drop=False)
+    outbox.put(b"too late")
+    assert await outbox.take() == [b"a"]
+    assert await outbox.take() == []
+    assert await outbox.take() == []
+
+
+async def test_finished_and_dropped_it_is_empty() -> None:
+    outbox = Outbox(10)
+    outbox.put(b"a")
+    outbox.finish(drop=True)
+    assert await outbox.take() == []
+
+
+async def test_finish_wakes_the_one_who_takes(autojump_clock: MockClock) -> None:
+    outbox = Outbox(10)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.take)
+        await wait_all_tasks_blocked()
+        outbox.finish(drop=False)
+
+
+async def test_a_cancelled_take_loses_nothing(autojump_clock: MockClock) -> None:
+    outbox = Outbox(10)
+    with trio.move_on_after(1):
+        await outbox.take()
+    outbox.put(b"a")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await outbox.take()
+    assert await outbox.take() == [b"a"]
