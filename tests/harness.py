@@ -74,7 +74,7 @@ class _Protocol(ClientProtocol):
             super().send_frame(frame)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Peer:
     """A WebSocket client over any Trio stream. `run` reads, in a nursery; `open` shakes hands."""
 
@@ -363,7 +363,7 @@ def raw_frame(
     return header + _MASK + (int.from_bytes(payload) ^ key).to_bytes(len(payload))
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Served:
     """A running server, and what connects peers to it."""
 
