@@ -5,9 +5,9 @@
     └── requests
         ├── _keep_alive       pings, and what a pong means
         ├── _expect_token     where one is wanted
-        └── _answer           one task for each request
+        └── _answer_backlog   one task for each request that waits, and one for the others
 
-Requests start in the order in which they came, each in a task of its own. When reading ends, for
+Requests start in the order in which they came, and none waits for another. When reading ends, for
 whatever reason, the session is detached first, so that the requests cancelled after it know that
 their client is gone.
 """
@@ -65,6 +65,9 @@ PROTOCOL_VERSION: Final = 1
 _FRAME_BYTES: Final = 256 * 1024
 """Messages are joined into one frame up to about this size."""
 
+_IN_A_ROW_MAX: Final = 50
+"""After so many requests of one connection, the others get their turn."""
+
 Sink = Callable[[bytes], None]
 
 
@@ -113,6 +116,8 @@ class Connection:
     _backlog: deque[_Outstanding] = field(factory=deque, init=False)
     _outstanding: dict[RequestId, _Outstanding] = field(factory=dict, init=False)
     _unanswered: int = field(default=0, init=False)
+    _answering: bool = field(default=False, init=False)
+    """Whether a task is about to take the head of the backlog."""
 
     def __attrs_post_init__(self) -> None:
         self._outbox = Outbox(self.config.wire.outbox_bytes)
@@ -239,8 +244,7 @@ class Connection:
                 self._outstanding[request.id] = outstanding
             self._unanswered += 1
             self._backlog.append(outstanding)
-            if len(self._backlog) == 1:
-                requests.start_soon(self._answer_next, requests)
+            self._start_answering(requests)
 
     def _answer_now(self, request: Request, sink: Sink, answer: Callable[[], Result]) -> None:
         try:
@@ -287,23 +291,34 @@ class Connection:
 
     # --- Requests -----------------------------------------------------------------------------
 
-    async def _answer_next(self, requests: trio.Nursery) -> None:
-        """Answers the request at the head of the backlog.
+    def _start_answering(self, requests: trio.Nursery) -> None:
+        if not self._answering:
+            self._answering = True
+            requests.start_soon(self._answer_backlog, requests)
 
-        The next task starts only when this one has run to its first checkpoint: so requests reach
-        the store in the order in which they came.
+    async def _answer_backlog(self, requests: trio.Nursery) -> None:
+        """Answers requests from the head of the backlog, one after the other.
+
+        A successor stands by, and goes on with the next request as soon as this one has to wait.
+        So requests reach the store in the order in which they came, and as long as none waits
+        they all need but two tasks.
         """
-        outstanding = self._backlog[0]
-        self._backlog.popleft()
-        if self._backlog:
-            requests.start_soon(self._answer_next, requests)
-        try:
-            await self._answer(outstanding)
-        finally:
-            outstanding.finished.set()
-            self._unanswered -= 1
-            if self._outstanding.get(outstanding.request.id) is outstanding:
-                del self._outstanding[outstanding.request.id]
+        self._answering = False
+        in_a_row = 0
+        while self._backlog:
+            outstanding = self._backlog.popleft()
+            if self._backlog:
+                self._start_answering(requests)
+            try:
+                await self._answer(outstanding)
+            finally:
+                outstanding.finished.set()
+                self._unanswered -= 1
+                if self._outstanding.get(outstanding.request.id) is outstanding:
+                    del self._outstanding[outstanding.request.id]
+            in_a_row += 1
+            if in_a_row % _IN_A_ROW_MAX == 0:
+                await trio.lowlevel.checkpoint()
 
     async def _answer(self, outstanding: _Outstanding) -> None:
         request, answer = outstanding.request, b""

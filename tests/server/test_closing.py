@@ -410,7 +410,7 @@ async def end(served: Served, peer: Peer, how: str) -> None:
             close_all(served)
 
 
-STATES = {
+STATES: dict[str, list[tuple[str, dict[str, object]]]] = {
     "idle": [],
     "holding": [("lease.acquire", {"name": "a"})],
     "waiting": [("lease.acquire", {"name": "held", "wait_ms": None})],

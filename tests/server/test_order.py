@@ -206,7 +206,7 @@ async def test_a_batch_session_gets_all_that_is_ready_in_one_frame(
 async def test_a_pipelined_frame_is_answered_in_fewer_frames_than_answers(
     autojump_clock: MockClock,
 ) -> None:
-    """A server that is behind catches up by grouping: answers that are ready together go together."""
+    """What is ready together goes together."""
     async with serving() as served:
         peer = await served.connect(batch=True)
         peer.frames.clear()
