@@ -392,7 +392,7 @@ class Served:
             port: what the server believes to have been connected to, for its check of origins.
         """
         theirs, ours = await self._pair(wire)
-        self.connections.start_soon(self.server.serve_stream, ours, port)
+        self.connections.start_soon(self.server.serve_stream, ours)
         return theirs
 
     async def connect(

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leasekeeper import messages
@@ -38,6 +38,7 @@ def test_every_message_belongs_to_a_method_or_a_notification() -> None:
 
 
 @pytest.mark.parametrize("cls", VOCABULARY, ids=lambda cls: cls.__name__)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_no_repr_shows_a_lease_id(cls: Any, data: st.DataObject) -> None:  # noqa: ANN401 # a class
     """A lease id is a capability, and a repr ends up in a log (L7)."""
@@ -54,6 +55,7 @@ def test_a_token_stays_out_of_repr() -> None:
 
 
 @pytest.mark.parametrize("cls", VOCABULARY, ids=lambda cls: cls.__name__)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_messages_are_values(cls: Any, data: st.DataObject) -> None:  # noqa: ANN401 # a class
     message = data.draw(strategies.instances(cls))

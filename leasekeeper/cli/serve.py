@@ -164,17 +164,26 @@ def serve(
         allowed_origins=frozenset(allow_origin),
     )
     config.check()
-    trio.run(_run, config, _store(store, workers, limits))
+    embedded = _store(store, workers, limits)
+    try:
+        trio.run(_run, config, embedded)
+    except BaseExceptionGroup as group:
+        wrong, other = group.split(ConfigurationError)
+        if wrong is None or other is not None:
+            raise
+        raise _first(wrong) from None
+
+
+def _first(group: BaseExceptionGroup[ConfigurationError]) -> ConfigurationError:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 async def _run(config: ServerConfig, store: Store) -> None:
     server = Server(config, Keeper(store, config.limits))
-    try:
-        async with trio.open_nursery() as nursery:
-            for url in await nursery.start(server.run):
-                print(f"leasekeeper listening on {url}", flush=True)
-    except* ConfigurationError as group:
-        raise group.exceptions[0] from None
+    async with trio.open_nursery() as nursery:
+        for url in await nursery.start(server.run):
+            print(f"leasekeeper listening on {url}", flush=True)
 
 
 def _store(url: str, workers: int, limits: Limits) -> Store:

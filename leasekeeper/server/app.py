@@ -11,7 +11,9 @@ import signal
 import socket
 import stat
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -20,7 +22,7 @@ import trio
 from attrs import define, field
 
 from leasekeeper.errors import CloseCode, ConfigurationError
-from leasekeeper.server.config import Address, ServerConfig, TcpAddress, UnixAddress
+from leasekeeper.server.config import Address, ServerConfig, UnixAddress
 from leasekeeper.server.connection import Connection, token_fits
 from leasekeeper.server.transport import HandshakeFailed, accept
 from leasekeeper.service.keeper import Keeper
@@ -56,7 +58,8 @@ class Server:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.keeper.run)
-                listeners = [each for a in self.config.listen for each in await _listen(a)]
+                listeners = await _listen_all(self.config.listen)
+                files = _socket_files(listeners)
                 try:
                     nursery.start_soon(self._accept, listeners)
                     task_status.started([_url(listener) for listener in listeners])
@@ -64,7 +67,7 @@ class Server:
                     nursery.start_soon(_end_at_once, signals, nursery.cancel_scope)
                     await self.drain()
                 finally:
-                    _remove_socket_files(self.config.listen)
+                    _remove(files)
                 nursery.cancel_scope.cancel()
 
     async def drain(self) -> None:
@@ -91,28 +94,26 @@ class Server:
         with trio.move_on_after(2 * self.config.wire.close_ms / 1000):
             await self._all_gone.wait()
 
-    async def serve_stream(self, stream: trio.abc.Stream, port: int = 0) -> None:
-        """Serves one fresh byte stream to its end, and lets no failure of it out.
-
-        Args:
-            stream: closed when this returns.
-            port: the TCP port it came in on, 0 for none; an Origin that names it is our own.
+    async def serve_stream(self, stream: trio.abc.Stream) -> None:
+        """Serves one fresh byte stream to its end, closes it, and lets no failure of it out.
 
         Cancellation:
             The peer is dropped.
         """
         try:
             async with trio.open_nursery() as nursery:
-                await self._serve(stream, port, nursery)
+                await self._serve(stream, nursery)
                 nursery.cancel_scope.cancel()
         except* HandshakeFailed as refused:
             _log.debug("handshake failed", why=str(refused.exceptions[0]))
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            _log.debug("connection broken")
         except* Exception:
             _log.warning("connection failed", exc_info=True)
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _serve(self, stream: trio.abc.Stream, port: int, nursery: trio.Nursery) -> None:
+    async def _serve(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> None:
         if self._handshakes >= self.config.wire.handshakes:
             raise HandshakeFailed("too many handshakes at once")
         connection: Connection | None = None
@@ -129,18 +130,20 @@ class Server:
                 nursery,
                 stream,
                 self.config.wire,
-                admit=lambda headers: self._admit(headers, port),
+                admit=self._admit,
                 on_violation=violated,
             )
+            if self._accepting.cancel_called:
+                await socket.close(CloseCode.DRAINING, "this server is going away")
+                return
+            if len(self.connections) >= self.config.wire.connections:
+                await socket.close(CloseCode.LIMIT, "too many connections")
+                return
         finally:
             self._handshakes -= 1
-        if len(self.connections) >= self.config.wire.connections:
-            await socket.close(CloseCode.LIMIT, "too many connections")
-            return
-        token = socket.headers.get("authorization", "").removeprefix("Bearer ")
-        connection = Connection(
-            socket, self.keeper, self.config, authenticated=token_fits(self.config, token)
-        )
+        scheme, _, token = socket.headers.get("authorization", "").partition(" ")
+        authenticated = token_fits(self.config, token if scheme.lower() == "bearer" else None)
+        connection = Connection(socket, self.keeper, self.config, authenticated=authenticated)
         self.connections.add(connection)
         try:
             await connection.run()
@@ -149,12 +152,11 @@ class Server:
             if not self.connections:
                 self._all_gone.set()
 
-    def _admit(self, headers: dict[str, str], port: int) -> int | None:
+    def _admit(self, headers: dict[str, str]) -> int | None:
         """An HTTP status that refuses the client, or None. A page of another site is refused."""
         origin = headers.get("origin")
-        if origin is None or origin in self.config.allowed_origins or _is_ours(origin, port):
-            return None
-        return 403
+        listed = origin is None or origin in self.config.allowed_origins
+        return None if listed or _is_ours(origin, headers["host"]) else 403
 
     async def _accept(self, listeners: list[trio.SocketListener]) -> None:
         async with trio.open_nursery() as nursery:
@@ -167,8 +169,6 @@ class Server:
 
     async def _accept_from(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         """Accepts until the listener is closed; with no file descriptor free it tries again."""
-        address = listener.socket.getsockname()
-        port = address[1] if isinstance(address, tuple) else 0
         while True:
             try:
                 stream = await listener.accept()
@@ -180,22 +180,21 @@ class Server:
                 _log.warning("cannot accept now", error=os.strerror(error.errno))
                 await trio.sleep(0.1)
             else:
-                nursery.start_soon(self.serve_stream, stream, port)
+                nursery.start_soon(self.serve_stream, stream)
 
 
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
-def _is_ours(origin: str, port: int) -> bool:
-    """An origin on our own port that no foreign name server can have made up."""
+def _is_ours(origin: str | None, host: str) -> bool:
+    """A page that this very address served. No name: a foreign name server can make up any."""
     try:
-        parts = urlsplit(origin)
-        host, its_port = parts.hostname or "", parts.port
-        if host != "localhost":
-            ip_address(host)
+        name = urlsplit(f"//{host}").hostname or ""
+        if name != "localhost":
+            ip_address(name)
     except ValueError:
         return False
-    return port != 0 and its_port == port
+    return origin in {f"http://{host}", f"https://{host}"}
 
 
 async def _end_at_once(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
@@ -203,19 +202,32 @@ async def _end_at_once(signals: AsyncIterator[int], scope: trio.CancelScope) -> 
     scope.cancel()
 
 
+async def _listen_all(addresses: tuple[Address, ...]) -> list[trio.SocketListener]:
+    """Listens on all of them, or on none.
+
+    Raises:
+        ConfigurationError: one of them cannot be had.
+    """
+    listeners: list[trio.SocketListener] = []
+    for address in addresses:
+        try:
+            listeners += await _listen(address)
+        except OSError as error:
+            _remove(_socket_files(listeners))
+            for listener in listeners:
+                await listener.aclose()
+            problem = f"cannot listen on {address}: {error.strerror or error}"
+            raise ConfigurationError(f"{problem}; choose another --listen") from error
+    return listeners
+
+
 async def _listen(address: Address) -> list[trio.SocketListener]:
-    try:
-        if isinstance(address, TcpAddress):
-            listeners = await trio.open_tcp_listeners(
-                address.port, host=address.host, backlog=_BACKLOG
-            )
-            return listeners[:1] if address.port == 0 else listeners
+    if isinstance(address, UnixAddress):
         return [_listen_unix(address)]
-    except OSError as error:
-        where = address.path if isinstance(address, UnixAddress) else address
-        raise ConfigurationError(
-            f"cannot listen on {where}: {error.strerror or error}; choose another --listen"
-        ) from error
+    listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=_BACKLOG)
+    for spare in listeners[1:] if address.port == 0 else ():
+        await spare.aclose()  # it has picked another free port
+    return listeners[:1] if address.port == 0 else listeners
 
 
 def _listen_unix(address: UnixAddress) -> trio.SocketListener:
@@ -223,9 +235,8 @@ def _listen_unix(address: UnixAddress) -> trio.SocketListener:
     path = str(address.path)
     if address.path.exists() and stat.S_ISSOCK(address.path.stat().st_mode):
         with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
+            probe.setblocking(False)
+            if probe.connect_ex(path) == errno.ECONNREFUSED:
                 address.path.unlink()
     sock = socket.socket(socket.AF_UNIX)
     try:
@@ -238,10 +249,19 @@ def _listen_unix(address: UnixAddress) -> trio.SocketListener:
     return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 
 
-def _remove_socket_files(addresses: tuple[Address, ...]) -> None:
-    for address in addresses:
-        if isinstance(address, UnixAddress):
-            address.path.unlink(missing_ok=True)
+def _socket_files(listeners: list[trio.SocketListener]) -> dict[Path, int]:
+    """The socket files that these made, with their inodes."""
+    names = [each.socket.getsockname() for each in listeners]
+    paths = [Path(name) for name in names if isinstance(name, str)]
+    return {path: path.stat().st_ino for path in paths}
+
+
+def _remove(files: dict[Path, int]) -> None:
+    """Unless another server has put its own there."""
+    for path, inode in files.items():
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == inode:
+                path.unlink()
 
 
 def _url(listener: trio.SocketListener) -> str:

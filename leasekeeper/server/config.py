@@ -1,5 +1,6 @@
 """What a server is told: addresses, and the bounds of connections."""
 
+from ipaddress import ip_address
 from pathlib import Path
 
 from attrs import Factory, field, frozen
@@ -18,7 +19,13 @@ class TcpAddress:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        return self.host in {"127.0.0.1", "::1", "localhost"} or self.host.startswith("127.")
+        try:
+            return self.host == "localhost" or ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @frozen
@@ -26,6 +33,9 @@ class UnixAddress:
     """A socket file. Whoever may write to it may connect."""
 
     path: Path
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
 
 
 Address = TcpAddress | UnixAddress
@@ -42,10 +52,11 @@ def parse_address(text: str) -> Address:
         if not path:
             raise ConfigurationError("--listen unix:PATH needs a path")
         return UnixAddress(Path(path).absolute())
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+    host, _, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
         raise ConfigurationError(f"--listen {text}: expected HOST:PORT or unix:PATH")
-    return TcpAddress(host.strip("[]"), int(port))
+    return TcpAddress(host, int(port))
 
 
 @frozen

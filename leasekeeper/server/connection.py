@@ -15,6 +15,7 @@ their client is gone.
 import hmac
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -35,6 +36,7 @@ from leasekeeper.messages import (
     TTL_MAX_MS,
     TTL_MIN_MS,
     CancelAnswer,
+    LeaseChanged,
     Notification,
     RequestId,
     Result,
@@ -65,7 +67,7 @@ PROTOCOL_VERSION: Final = 1
 _FRAME_BYTES: Final = 256 * 1024
 """Messages are joined into one frame up to about this size."""
 
-_IN_A_ROW_MAX: Final = 50
+_IN_A_ROW_MAX: Final = 16
 """After so many requests of one connection, the others get their turn."""
 
 Sink = Callable[[bytes], None]
@@ -84,17 +86,16 @@ class _Outstanding:
 
 @define(eq=False)
 class _BatchAnswer:
-    """Gathers the answers of a batch, and lets them go as one array when all are there."""
+    """Gathers the answers of a batch, which go as one array when all are there."""
 
-    sink: Sink
     missing: int
     answers: list[bytes] = field(factory=list)
 
-    def put(self, answer: bytes) -> None:
+    def put(self, answer: bytes) -> bool:
+        """Whether this was the last."""
         self.answers.append(answer)
         self.missing -= 1
-        if not self.missing:
-            self.sink(join(self.answers))
+        return not self.missing
 
 
 @define(eq=False)
@@ -109,13 +110,15 @@ class Connection:
     _outbox: Outbox = field(init=False)
     _batch: bool = field(default=False, init=False)
     _opened: bool = field(default=False, init=False)
-    _close_code: CloseCode = field(default=CloseCode.NORMAL, init=False)
+    _close_code: int = field(default=CloseCode.NORMAL, init=False)
     _close_reason: str = field(default="", init=False)
     _reading: trio.CancelScope = field(factory=trio.CancelScope, init=False)
     _ping_wanted: trio.Event = field(factory=trio.Event, init=False)
     _backlog: deque[_Outstanding] = field(factory=deque, init=False)
     _outstanding: dict[RequestId, _Outstanding] = field(factory=dict, init=False)
     _unanswered: int = field(default=0, init=False)
+    _kept_bytes: int = field(default=0, init=False)
+    """Answers that wait for the others of their batch."""
     _answering: bool = field(default=False, init=False)
     """Whether a task is about to take the head of the backlog."""
 
@@ -137,6 +140,9 @@ class Connection:
                     try:
                         clean = await self._read(requests)
                     finally:
+                        # No ping is answered from here on: to a holder, a pong says that its
+                        # leases are not yet in their grace.
+                        self.socket.stop_reading()
                         self.keeper.detach(self.session, clean=clean)
                         requests.cancel_scope.cancel()
                 writing.cancel_scope.deadline = (
@@ -147,7 +153,7 @@ class Connection:
             self._outbox.finish(drop=True)
         await self.socket.close(self._close_code, self._close_reason)
 
-    def close_soon(self, code: CloseCode, reason: str) -> None:
+    def close_soon(self, code: int, reason: str) -> None:
         """Sends the peer away; the first reason counts. Never blocks."""
         if not self._reading.cancel_called:
             self._close_code, self._close_reason = code, reason
@@ -156,17 +162,30 @@ class Connection:
     # --- What the service asks of a connection -------------------------------------------------
 
     def _notify(self, notification: Notification) -> None:
-        self._put(encode_notification(notification))
+        changed = notification.name if isinstance(notification, LeaseChanged) else None
+        self._put(encode_notification(notification), replaces=changed)
 
     def _want_ping(self) -> None:
         self._ping_wanted.set()
 
     # --- Out ----------------------------------------------------------------------------------
 
-    def _put(self, message: bytes) -> None:
-        if not self._outbox.put(message):
-            self._outbox.finish(drop=True)
-            self.close_soon(CloseCode.SLOW_CONSUMER, "too much waits to be read")
+    def _put(self, message: bytes, replaces: str | None = None) -> None:
+        if not self._outbox.put(message, replaces):
+            self._refuse_more()
+
+    def _refuse_more(self) -> None:
+        self._outbox.finish(drop=True)
+        self.close_soon(CloseCode.SLOW_CONSUMER, "too much waits to be read")
+
+    def _put_later(self, batch: "_BatchAnswer", answer: bytes) -> None:
+        """Keeps an answer until its batch is complete."""
+        self._kept_bytes += len(answer)
+        if batch.put(answer):
+            self._kept_bytes -= sum(map(len, batch.answers))
+            self._put(join(batch.answers))
+        elif self._kept_bytes > self.config.wire.outbox_bytes:
+            self._refuse_more()
 
     async def _write(self) -> None:
         try:
@@ -175,7 +194,7 @@ class Connection:
                     await self.socket.send(frame)
         except Closed as closed:
             self._outbox.finish(drop=True)
-            self.close_soon(CloseCode(closed.code), "cannot be written to")
+            self.close_soon(closed.code, "cannot be written to")
 
     async def _keep_alive(self) -> None:
         """Pings when asked to, or when long enough nothing was; a pong is a sign of life."""
@@ -205,9 +224,12 @@ class Connection:
                     self.keeper.alive(self.session)
                     self._take(decode_frame(text), requests)
         except Closed as closed:
-            if self.socket.violated is None:
+            if self.socket.violated is not None:
+                self.close_soon(self.socket.violated, "text frames only")
+            elif not self._reading.cancel_called:
+                # The peer's own code, or what the library says of a frame that is none.
+                self._close_code = closed.code
                 return closed.code in CLEAN_CLOSES
-            self.close_soon(self.socket.violated, "text frames only")
         return False
 
     async def _expect_token(self) -> None:
@@ -219,13 +241,15 @@ class Connection:
         sink: Sink = self._put
         if frame.batch and not self._batch:
             answered = sum(request.answered for request in frame.requests)
-            sink = _BatchAnswer(self._put, answered).put
+            sink = partial(self._put_later, _BatchAnswer(answered))
         for request in frame.requests:
             self._begin(request, sink if request.answered else _drop, requests)
 
     def _begin(self, request: Request, sink: Sink, requests: trio.Nursery) -> None:
         """Answers at once what needs no waiting, and starts a task for everything else."""
         params = request.params
+        if self._reading.cancel_called and self.authenticated:
+            return  # it is being sent away
         if isinstance(params, SessionOpen) or not self.authenticated:
             # In order and at once, so that what follows in the same frame finds the session open.
             self._answer_now(request, sink, lambda: self._open(params))
@@ -253,14 +277,14 @@ class Connection:
             sink(encode_error(request.id, error))
 
     def _open(self, params: object) -> SessionOpened:
-        if isinstance(params, RpcError):
-            raise params
         if not self.authenticated:
             token = params.token if isinstance(params, SessionOpen) else None
-            if not token_fits(self.config, token):
+            if self._reading.cancel_called or not token_fits(self.config, token):
                 self.close_soon(CloseCode.UNAUTHENTICATED, "a token is wanted")
                 raise Unauthenticated
             self.authenticated = True
+        if isinstance(params, RpcError):
+            raise params
         assert isinstance(params, SessionOpen)
         if self._opened:
             raise InvalidRequest("the session is open already")
@@ -305,7 +329,10 @@ class Connection:
         """
         self._answering = False
         in_a_row = 0
-        while self._backlog:
+        while self._backlog and not self._reading.cancel_called and self.session.attached:
+            if self._outbox.is_half_full:
+                await self._outbox.room()
+                continue
             outstanding = self._backlog.popleft()
             if self._backlog:
                 self._start_answering(requests)

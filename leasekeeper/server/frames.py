@@ -5,6 +5,7 @@ reads only the headers (RFC 6455, section 5.2), so that a message's declared siz
 fragments are known while its first bytes arrive.
 """
 
+import re
 from enum import Enum
 from typing import Final
 
@@ -23,7 +24,8 @@ class _State(Enum):
 
 
 _HANDSHAKE_BYTES_MAX: Final = 16 * 1024
-_END_OF_HANDSHAKE: Final = b"\r\n\r\n"
+_END_OF_HANDSHAKE: Final = re.compile(rb"\n\r?\n")
+"""An empty line, with the bare newlines that HTTP parsers put up with."""
 
 
 @define
@@ -72,16 +74,16 @@ class FrameMeter:
 
     def _feed_handshake(self, data: bytes) -> int:
         """How many of these bytes belong to the handshake."""
-        tail = bytes(self._header[-3:])
-        end = (tail + data).find(_END_OF_HANDSHAKE)
-        if end >= 0:
-            self._state, self._header = _State.HEADER, bytearray()
-            return end + len(_END_OF_HANDSHAKE) - len(tail)
-        self._header = bytearray((tail + data)[-3:])
-        self._handshake_bytes += len(data)
+        tail = bytes(self._header)
+        end = _END_OF_HANDSHAKE.search(tail + data)
+        mine = end.end() - len(tail) if end else len(data)
+        self._handshake_bytes += mine
         if self._handshake_bytes > _HANDSHAKE_BYTES_MAX:
             self._violate(CloseCode.POLICY)
-        return len(data)
+        self._header = bytearray() if end else bytearray((tail + data)[-2:])
+        if end:
+            self._state = _State.HEADER
+        return mine
 
     def _count_frame(self, now_s: float) -> None:
         first, second = self._header[0], self._header[1]

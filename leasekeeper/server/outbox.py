@@ -14,17 +14,47 @@ class Outbox:
     bytes_max: int
     _messages: list[bytes] = field(factory=list, init=False)
     _bytes: int = field(default=0, init=False)
+    _newest: dict[str, int] = field(factory=dict, init=False)
+    """Where in the queue the newest message of a kind is."""
     _finished: bool = field(default=False, init=False)
+    _emptied: trio.Event = field(factory=trio.Event, init=False)
     _filled: trio.Event = field(factory=trio.Event, init=False)
 
-    def put(self, message: bytes) -> bool:
-        """Queues a message; False if the peer has let too much pile up. Dropped once finished."""
+    def put(self, message: bytes, replaces: str | None = None) -> bool:
+        """Queues a message; False if the peer has let too much pile up. Dropped once finished.
+
+        While it is not half full, the next message may be as long as it likes.
+
+        Args:
+            message: encoded.
+            replaces: a name for messages of which the newest says it all. It takes the place of
+                the last of its name, if the outbox is more than half full.
+        """
         if self._finished:
             return True
-        self._messages.append(message)
+        fits = not self.is_half_full
+        at = self._newest.get(replaces) if replaces else None
+        if at is not None and self.is_half_full:
+            self._bytes -= len(self._messages[at])
+            self._messages[at] = message
+        else:
+            if replaces:
+                self._newest[replaces] = len(self._messages)
+            self._messages.append(message)
         self._bytes += len(message)
         self._filled.set()
-        return self._bytes <= self.bytes_max
+        return fits or self._bytes <= self.bytes_max
+
+    @property
+    def is_half_full(self) -> bool:
+        """Whether it is time to write rather than to ask for more."""
+        return self._bytes > self.bytes_max // 2
+
+    async def room(self) -> None:
+        """Waits until it is not half full any more, or finished."""
+        while self.is_half_full and not self._finished:
+            self._emptied = trio.Event()
+            await self._emptied.wait()
 
     def finish(self, *, drop: bool) -> None:
         """Nothing more comes; with `drop`, what is queued is not worth writing either."""
@@ -32,6 +62,7 @@ class Outbox:
         if drop:
             self._messages.clear()
         self._filled.set()
+        self._emptied.set()
 
     async def take(self) -> list[bytes]:
         """Waits for messages and takes all of them; an empty list is the end."""
@@ -39,4 +70,6 @@ class Outbox:
         if not self._finished:
             self._filled = trio.Event()
         messages, self._messages, self._bytes = self._messages, [], 0
+        self._newest.clear()
+        self._emptied.set()
         return messages

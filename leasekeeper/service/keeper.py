@@ -14,7 +14,7 @@ import trio
 from attrs import define, field
 
 from leasekeeper.core.lock import Contended, HolderLost, WaiterGranted
-from leasekeeper.errors import LimitReached
+from leasekeeper.errors import Cancelled, LimitReached
 from leasekeeper.messages import (
     Done,
     LeaseAcquire,
@@ -41,7 +41,7 @@ from leasekeeper.messages import (
 )
 from leasekeeper.service.leases import Leases
 from leasekeeper.service.limits import Limits
-from leasekeeper.service.session import Session, SessionEvent, SessionState
+from leasekeeper.service.session import Session, SessionEvent
 from leasekeeper.store.alarms import Alarms, trio_ms
 from leasekeeper.store.api import Changed, Store, StoreEvent
 
@@ -57,11 +57,11 @@ class Keeper:
     server: str = field(factory=lambda: token_hex(4))
     """How this server is named to clients and to other servers."""
     leases: Leases = field(init=False)
-    sessions: set[Session] = field(factory=set, init=False)
+    sessions: set[Session] = field(factory=set, init=False, repr=False)
     """Those that have a connection."""
-    _detached: dict[Session, None] = field(factory=dict, init=False)
-    _graces: Alarms[Session] = field(init=False)
-    _watchers: dict[str, set[Session]] = field(factory=dict, init=False)
+    _detached: dict[Session, None] = field(factory=dict, init=False, repr=False)
+    _graces: Alarms[Session] = field(init=False, repr=False)
+    _watchers: dict[str, set[Session]] = field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self.leases = Leases(self.store, self.server, self.limits)
@@ -102,6 +102,9 @@ class Keeper:
             return
         session.step(SessionEvent.DROPPED)
         self.leases.end(t for t in session.tenures.values() if t.on_drop is OnDrop.RELEASE)
+        if not session.tenures:  # or strangers who come and go would end the grace of others
+            session.step(SessionEvent.GRACE_OVER)
+            return
         self._detached[session] = None
         self._graces.set(session, trio_ms() + self.limits.grace_ms)
         if len(self._detached) > self.limits.sessions_detached:
@@ -133,6 +136,8 @@ class Keeper:
         Cancellation:
             A wait that is cancelled while the session is attached leaves nothing behind.
         """
+        if not session.attached:
+            raise Cancelled("its connection is gone")
         match params:
             case LeaseAcquire():
                 return await self.leases.acquire(session, params)
@@ -177,9 +182,12 @@ class Keeper:
             if len(session.watching) >= self.limits.watches_per_session:
                 raise LimitReached("watches_per_session", self.limits.watches_per_session)
             await self.store.watch(name)
-            if session.attached:
-                session.watching.add(name)
-                self._watchers.setdefault(name, set()).add(session)
+            if not session.attached:
+                if name not in self._watchers:
+                    self.store.unwatch(name)
+                raise Cancelled("its connection is gone")
+            session.watching.add(name)
+            self._watchers.setdefault(name, set()).add(session)
         return await self._inspect(name)
 
     # --- Events -------------------------------------------------------------------------------
@@ -212,8 +220,7 @@ class Keeper:
     def _end_grace(self, session: Session) -> None:
         del self._detached[session]
         self._graces.discard(session)
-        if session.state is SessionState.DETACHED:
-            session.step(SessionEvent.GRACE_OVER)
+        session.step(SessionEvent.GRACE_OVER)
         self.leases.end(session.tenures.values())
 
 

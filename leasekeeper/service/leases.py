@@ -117,7 +117,7 @@ class Leases:
             max_hold_ms=ask.max_hold_ms,
             alive_ms=self.limits.waiter_alive_ms,
         )
-        tenure = self._tenure_of(session, ask.name, claim)
+        tenure = self._tenure_of(session, ask.name, claim, waits=ask.wait_ms != 0)
         tenure.auto_renew, tenure.on_drop = ask.auto_renew, ask.on_drop
         tenure.wait_until = _wait_until(ask.wait_ms)
         return await self._obtain(
@@ -168,7 +168,8 @@ class Leases:
             As `acquire`.
         """
         self._refuse_while_draining()
-        tenure = self._tenure_of(session, ask.name, Claim(ask.lease, ttl_ms=0, server=self.server))
+        claim = Claim(ask.lease, ttl_ms=0, server=self.server)
+        tenure = self._tenure_of(session, ask.name, claim, waits=ask.wait_ms != 0)
         if ask.wait_ms != ORIGINAL_WAIT:
             tenure.wait_until = _wait_until(ask.wait_ms)
         wait = ask.wait_ms != 0
@@ -278,7 +279,7 @@ class Leases:
         if self.draining_ms is not None:
             raise Draining(self.draining_ms)
 
-    def _tenure_of(self, session: Session, name: str, claim: Claim) -> Tenure:
+    def _tenure_of(self, session: Session, name: str, claim: Claim, *, waits: bool) -> Tenure:
         """The session's tenure of this key: its own, one taken over from another, or a new one."""
         old = self.tenures.find((name, claim.lease))
         if old and old.session is session:
@@ -286,7 +287,7 @@ class Leases:
         if old is None:
             if session.held >= self.limits.leases_per_session:
                 raise LimitReached("leases_per_session", self.limits.leases_per_session)
-            if session.waiting >= self.limits.waiters_per_session:
+            if waits and session.waiting >= self.limits.waiters_per_session:
                 raise LimitReached("waiters_per_session", self.limits.waiters_per_session)
             new = Tenure(name, session, claim)
             self.tenures.enter(new)

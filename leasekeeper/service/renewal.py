@@ -33,8 +33,8 @@ class Renewals:
     limits: Limits
     on_missing: Callable[[Tenure], None]
     random: Random = field(factory=Random)
-    _alarms: Alarms[Session] = field(init=False)
-    _batch: dict[Tenure, None] = field(factory=dict, init=False)
+    _alarms: Alarms[Session] = field(init=False, repr=False)
+    _batch: dict[Tenure, None] = field(factory=dict, init=False, repr=False)
     _filled: trio.Event = field(factory=trio.Event, init=False)
 
     def __attrs_post_init__(self) -> None:

@@ -63,7 +63,7 @@ class Tenure:
     """
 
     name: str
-    session: "Session"
+    session: "Session" = field(repr=False)
     claim: Claim
     auto_renew: bool = True
     on_drop: OnDrop = OnDrop.KEEP
@@ -110,7 +110,7 @@ class Session:
     client: str | None = None
     liveness: Liveness = Liveness.PONG
     state: SessionState = SessionState.ATTACHED
-    tenures: dict[Key, Tenure] = field(factory=dict)
+    tenures: dict[Key, Tenure] = field(factory=dict, repr=False)
     watching: set[str] = field(factory=set)
     held: int = 0
     """How many of its tenures are held; the others wait."""

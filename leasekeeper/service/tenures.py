@@ -17,8 +17,8 @@ class Tenures:
     It does not talk to the store, and tells nobody.
     """
 
-    _by_key: dict[Key, Tenure] = field(factory=dict)
-    _held_by_name: dict[str, dict[Key, Tenure]] = field(factory=dict)
+    _by_key: dict[Key, Tenure] = field(factory=dict, repr=False)
+    _held_by_name: dict[str, dict[Key, Tenure]] = field(factory=dict, repr=False)
 
     # Invariants: a tenure is in _by_key and in its session's tenures, or in neither and OVER; it
     # is in _held_by_name, and counted in session.held, exactly while it is HELD.

@@ -7,10 +7,12 @@ answered, so no outcome is ever unknown.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Final
 
 import trio
 from attrs import define, field
+from sortedcontainers import SortedList
 
 from leasekeeper.core.lock import (
     Busy,
@@ -49,6 +51,8 @@ class MemoryStore:
     waiting_max: int = 10_000
     wall: Callable[[], int] = wall_us
     _locks: dict[str, Lock] = field(factory=dict, init=False)
+    _names: SortedList[str] = field(factory=SortedList, init=False)
+    """The keys of _locks, in order."""
     _alarms: Alarms[str] = field(init=False)
     _watched: set[str] = field(factory=set, init=False)
     _last_us: int = field(default=0, init=False)
@@ -121,30 +125,17 @@ class MemoryStore:
 
     async def list_leases(self, prefix: str, limit: int, cursor: str | None) -> LeasePage:
         """A page of held leases. The cursor is the last one's name and fence."""
-        after = _parse_cursor(cursor) if cursor else ("", 0)
+        last_name, last_fence = _parse_cursor(cursor) if cursor else (prefix, 0)
+        names = list(islice(self._names.irange(max(prefix, last_name)), limit + 1))
         found: list[ListedLease] = []
-        for name in sorted(n for n in self._locks if n >= after[0] and n.startswith(prefix)):
-            with self._step(name) as (lock, now):
-                lock.advance(now)
-                found += [
-                    ListedLease(
-                        name,
-                        h.fence,
-                        h.mode,
-                        h.label,
-                        h.held_ms,
-                        h.ttl_ms,
-                        h.client,
-                        h.foreign,
-                        lock.waiting,
-                    )
-                    for h in lock.holders(now)
-                    if (name, h.fence) > after
-                ]
+        for name in names:
+            if not name.startswith(prefix):
+                return LeasePage(tuple(found), None)
+            after = last_fence if name == last_name else 0
+            found += [each for each in self._listed(name) if each.fence > after]
             if len(found) > limit:
-                last = found[limit - 1]
-                return LeasePage(tuple(found[:limit]), f"{last.name} {last.fence}")
-        return LeasePage(tuple(found), None)
+                return LeasePage(tuple(found[:limit]), _cursor(found[limit - 1]))
+        return LeasePage(tuple(found), _cursor(found[-1]) if len(names) > limit else None)
 
     async def watch(self, name: str) -> None:
         """From now on there are `Changed` events for this name."""
@@ -153,6 +144,24 @@ class MemoryStore:
     def unwatch(self, name: str) -> None:
         """`Changed` events for this name are not wanted any more."""
         self._watched.discard(name)
+
+    def _listed(self, name: str) -> list[ListedLease]:
+        with self._step(name) as (lock, now):
+            lock.advance(now)
+            return [
+                ListedLease(
+                    name=name,
+                    fence=holder.fence,
+                    mode=holder.mode,
+                    label=holder.label,
+                    held_ms=holder.held_ms,
+                    ttl_ms=holder.ttl_ms,
+                    client=holder.client,
+                    foreign=holder.foreign,
+                    waiting=lock.waiting,
+                )
+                for holder in lock.holders(now)
+            ]
 
     def _advance(self, name: str) -> None:
         with self._step(name) as (lock, now):
@@ -170,10 +179,12 @@ class MemoryStore:
         before = lock.revision
         yield lock, now
         self._last_us = max(self._last_us, lock.fence)
-        if lock.idle:
-            self._locks.pop(name, None)
-        else:
-            self._locks[name] = lock
+        if not lock.idle:
+            if name not in self._locks:
+                self._locks[name] = lock
+                self._names.add(name)
+        elif self._locks.pop(name, None):
+            self._names.remove(name)
         if (next_ms := lock.next_ms()) is None:
             self._alarms.discard(name)
         else:
@@ -186,6 +197,10 @@ class MemoryStore:
                 name, holders_max=_WATCH_VIEW_MAX, waiting_max=_WATCH_VIEW_MAX, now=now
             )
             self._on_event(StoreEvent(name, Changed(state)))
+
+
+def _cursor(lease: ListedLease) -> str:
+    return f"{lease.name} {lease.fence}"
 
 
 def _parse_cursor(cursor: str) -> tuple[str, int]:

@@ -130,7 +130,7 @@ def _decode_request(message: object) -> Request:
     method = message.get("method")
     if message.get("jsonrpc") != "2.0" or type(method) is not str:
         error = InvalidRequest('expected "jsonrpc": "2.0" and a method')
-        return Request(error, request_id)
+        return Request(error)  # JSON-RPC: what is no request has no id
     try:
         params = decode_params(method, message.get("params", {}))
     except RpcError as problem:

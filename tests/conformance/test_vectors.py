@@ -69,6 +69,12 @@ def test_the_schema_refuses_what_is_none() -> None:
     assert not validator.is_valid({"topic": "t", "scenarios": [{**scenario, "clause": 1}]})
 
 
+def test_the_example_of_the_readme_obeys_the_schema() -> None:
+    readme = (VECTORS / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```json\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    assert Draft202012Validator(SCHEMA).is_valid(json.loads(block))
+
+
 def test_titles_are_unique() -> None:
     repeated = [name for name, times in Counter(s.id for s in load_all()).items() if times > 1]
     assert not repeated

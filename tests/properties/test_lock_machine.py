@@ -10,7 +10,7 @@ from copy import deepcopy
 from attrs import define, field
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from leasekeeper.core.lock import (
     Busy,
@@ -225,6 +225,13 @@ class LockMachine(RuleBasedStateMachine):
 
     # --- Clients ------------------------------------------------------------------------------
 
+    @initialize(readers=st.integers(0, 3), waiting=st.lists(st.sampled_from(Mode), max_size=3))
+    def some_are_there_already(self, readers: int, waiting: list[Mode]) -> None:
+        for lease in LEASES[:readers]:
+            self.acquire(Claim(lease, 300, Mode.SHARED, alive_ms=300), wait=False)
+        for lease, mode in zip(LEASES[readers:], waiting, strict=False):
+            self.acquire(Claim(lease, 300, mode, alive_ms=300), wait=True)
+
     @rule(
         lease=st.sampled_from(LEASES),
         mode=st.sampled_from(Mode),
@@ -258,9 +265,10 @@ class LockMachine(RuleBasedStateMachine):
     def a_reader_with_a_limit_acquires(self, lease: str, limit: int) -> None:
         self.acquire(Claim(lease, 300, Mode.SHARED, limit, alive_ms=300), wait=False)
 
-    @rule(lease=st.sampled_from(LEASES))
-    def a_writer_waits(self, lease: str) -> None:
-        self.acquire(Claim(lease, 300, alive_ms=300), wait=True)
+    @rule(lease=st.sampled_from(LEASES), max_hold_ms=st.sampled_from([None, 150]))
+    def a_writer_waits(self, lease: str, max_hold_ms: int | None) -> None:
+        """And may not hold it for long, so that two bounds meet."""
+        self.acquire(Claim(lease, 100, max_hold_ms=max_hold_ms, alive_ms=300), wait=True)
 
     @rule(who=WHO, wait=st.booleans())
     def a_client_repeats_its_request(self, who: int, wait: bool) -> None:
@@ -273,6 +281,8 @@ class LockMachine(RuleBasedStateMachine):
         held = self.model.find(self.model.holders, claim.lease)
         queued = self.model.find(self.model.queue, claim.lease)
         place = self.model.queue.index(queued) + 1 if queued else None
+        if not held and not queued:  # if it ever waited, it lost its turn by leaving, or dying
+            self.turns.pop(claim.lease, None)
         answer = self.lock.acquire(claim, wait=wait, now=self.now)
         self.called(answer, self.model.ask(claim, wait, self.now))
         match answer:
@@ -336,11 +346,14 @@ class LockMachine(RuleBasedStateMachine):
 
     # --- The clock, and the store -------------------------------------------------------------
 
-    @rule(ms=st.sampled_from([1, 49, 50, 99, 100, 150, 1000]))
-    def time_passes(self, ms: int) -> None:
+    @rule(ms=st.sampled_from([1, 49, 50, 99, 100, 150, 1000]), noticed=st.booleans())
+    def time_passes(self, ms: int, noticed: bool) -> None:
+        """And perhaps it is only noticed later, by whatever call comes next."""
         self.ms += ms
         self.us += 1000 * ms
         self.settled = False
+        if noticed:
+            self.advance()
 
     @rule(us=st.sampled_from([-(10**12), -1, 1, 10**12]))
     def the_wall_clock_jumps(self, us: int) -> None:
@@ -357,7 +370,6 @@ class LockMachine(RuleBasedStateMachine):
         self.ms = next_ms - early_ms
         self.advance()
 
-    @rule()
     def advance(self) -> None:
         self.model.settle(self.now)
         self.lock.advance(self.now)

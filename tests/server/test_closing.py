@@ -248,7 +248,8 @@ async def test_a_stalled_write_alone_ends_the_connection(autojump_clock: MockClo
     async with serving() as served, bystander(served):
         peer = await served.connect("lockstep")
         peer.pause()
-        await peer.ask("lease.inspect", name="a")
+        for _ in range(3):  # the first is read yet: its reader waits already
+            await peer.ask("lease.inspect", name="a")
         started = trio.current_time()
         await served.idle(1)
         assert trio.current_time() - started < 25
@@ -349,6 +350,33 @@ async def test_the_answers_of_one_batch_are_bounded_too(
             if type(each) is bytes
         )
         assert held < 4 * served.config.wire.outbox_bytes
+
+
+async def test_requests_that_cost_much_do_not_delay_others() -> None:
+    """Law L13: a frame each from a few connections, on a store with some thousand leases."""
+    config = ServerConfig(limits=Limits(leases_per_session=5000))
+    async with serving(config) as served:
+        crowd = await served.connect(batch=True)
+        for number in range(0, 5000, 500):
+            await crowd.send(
+                [
+                    crowd.request("lease.acquire", name=f"n{n}", ttl_ms=3_600_000)
+                    for n in range(number, number + 500)
+                ]
+            )
+            await crowd.until(lambda last=number + 500: crowd.answered(last + 1))  # type: ignore[misc]
+        async with bystander(served) as other:
+            peers = [await served.connect() for _ in range(40)]
+            async with trio.open_nursery() as nursery:
+                for peer in peers:
+                    asks = [peer.request("lease.list", prefix="zzz") for _ in range(60)]
+                    nursery.start_soon(peer.send, asks)
+            slowest_s = 0.0
+            for _ in range(2):
+                started = trio.current_time()
+                await other.call("lease.inspect", name="b")
+                slowest_s = max(slowest_s, trio.current_time() - started)
+            assert slowest_s < 0.1
 
 
 # --- No sign of life ------------------------------------------------------------------------------

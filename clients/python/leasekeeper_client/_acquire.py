@@ -132,6 +132,8 @@ class Acquisition:
         """Take the grants. Runs in the reader, so that a loss right behind them is not missed."""
         call = self._call
         assert call is not None, "an answer comes after its question"
+        assert isinstance(call.carrier, Connection), "and from the connection that carried it"
+        contact = call.carrier.lifeline.contact
         if self._asked_at is None:
             self._asked_at = call.first_sent_at or answer.sent_at
         grants = [answer.result]
@@ -141,8 +143,8 @@ class Acquisition:
         for hold in self._holds:
             if hold.name not in by_name:
                 raise Malformed(f"no grant for {hold.name}")
-            take_grant(hold, by_name[hold.name], answer, self._asked_at)
-            self._holdings.granted(hold, call.carrier)
+            take_grant(hold, by_name[hold.name], answer, self._asked_at, contact)
+            self._holdings.granted(hold)
 
     async def _withdraw(self) -> None:
         """Give back what was, or may have been, granted.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 from anyio import CancelScope, create_task_group, move_on_after
 
+from leasekeeper_client._contact import Lifeline
 from leasekeeper_client._json import JsonObject, Malformed, as_object, decode, encode, text
 from leasekeeper_client._rpc import FRAME_BYTES_MAX, Answer, Call, Outbox, constant
 from leasekeeper_client._settings import Settings
@@ -43,6 +44,7 @@ class Connection:
     ) -> None:
         self.address = address
         self.info = info
+        self.lifeline: Lifeline = Lifeline(info.grace)
         self.dead: anyio.Event = anyio.Event()
         self.failure: KeeperError | None = None
         self.on_notice: Callable[[str, JsonObject], None] | None = None
@@ -51,6 +53,7 @@ class Connection:
         self._outbox = Outbox(
             frame_bytes=min(info.message_bytes, FRAME_BYTES_MAX),
             frame_requests=max(1, info.batch_requests),
+            lifeline=self.lifeline,
         )
         self._wake = anyio.Event()
         self._scope = CancelScope()
@@ -72,6 +75,19 @@ class Connection:
         call.request_id = None
         self._outbox.queued.append(call)
         self._wake.set()
+
+    def ping(self) -> float:
+        """Queue a ping, and return its time, which its pong proves to the lifeline."""
+        now = self._clock()
+        self._socket.put_ping(self.lifeline.ping(now))
+        self._wake.set()
+        return now
+
+    async def dies_within(self, seconds: float) -> bool:
+        """Wait so long, or until it is dead; return whether it is."""
+        with move_on_after(seconds):
+            await self.dead.wait()
+        return self.dead.is_set()
 
     def forget(self, call: Call) -> None:
         """The call was abandoned: its answer, if one comes, is dropped."""
@@ -124,6 +140,8 @@ class Connection:
                 message = await self._socket.receive()
                 if self._socket.wants_flush:
                     self._wake.set()
+                for payload in self._socket.take_pongs():
+                    self.lifeline.pong(payload, self._clock())
                 if message is not None:
                     self._take(decode(message))
         except SocketClosed as exc:

@@ -47,7 +47,6 @@ class Engine:
         self.session: Session = Session(settings, self)
         self._holdings = Holdings(settings)
         self._watches = Watches()
-        self._grace: float | None = None
 
     async def acquire(self, plan: Plan) -> tuple[Hold, ...]:
         """Wait until everything that is planned is granted.
@@ -58,7 +57,8 @@ class Engine:
 
         Cancellation: what was asked for is given back.
         """
-        plan = evolve(plan, on_contended=_guarded(plan.on_contended))
+        if plan.on_contended is not None:
+            plan = evolve(plan, on_contended=partial(_call_safely, plan.on_contended))
         holds = await Acquisition(
             plan, self.settings, self.session, self._holdings, self.tasks
         ).run()
@@ -83,7 +83,7 @@ class Engine:
         calls = [self._holdings.release(hold, self.session, self.tasks) for hold in holds]
         if loss is not None:
             return loss
-        with CancelScope(shield=True), move_on_after(bound):
+        with move_on_after(bound, shield=True):
             for call in calls:
                 await call.done.wait()
         for hold, call in zip(holds, calls, strict=True):
@@ -164,15 +164,15 @@ class Engine:
     # The session tells:
 
     def opened(self, connection: Connection) -> None:
-        self._grace = connection.info.grace
         self.tasks.start_soon(self._holdings.beat, connection, self._watches.some)
+        self.tasks.start_soon(self._holdings.prove, connection)
         self._watches.opened(connection, self.tasks)
 
     async def settle_in(self, connection: Connection) -> None:
         await self._holdings.resume(connection)
 
     def dropped(self) -> None:
-        self._holdings.dropped(self._grace)
+        self._holdings.dropped()
 
     def failed(self, failure: KeeperError) -> None:
         self._holdings.failed()
@@ -220,12 +220,8 @@ async def running(settings: Settings) -> AsyncIterator[Engine]:
         raise raised
 
 
-def _guarded(callback: Callable[[int], None] | None) -> Callable[[int], None] | None:
-    """Wrap a callback of the user, whose failure must not stop the reader."""
-    return None if callback is None else partial(_call_safely, callback)
-
-
 def _call_safely(callback: Callable[[int], None], waiting: int) -> None:
+    """Call what the user gave us, whose failure must not stop the reader."""
     try:
         callback(waiting)
     except Exception:

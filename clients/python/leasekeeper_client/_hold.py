@@ -1,31 +1,25 @@
 """One lease as its holder may believe in it. Pure: time comes in, nothing is awaited.
 
-The law (L3): a client never believes in a lease past its own deadline, which is the monotonic time
-at which the request was *sent*, plus what the server granted, less a margin for drifting clocks.
-Only the answer to a request moves it, and by that request's send time.
+The law (L3): a client never believes in a lease past its own deadline. That is the earlier of two:
+
+- the monotonic time at which the request was *sent*, plus what the server granted;
+- the last time at which the server surely had the connection, plus the grace for which it keeps the
+  leases of a dropped one (see `Contact`);
+
+each less a margin for drifting clocks. Only the answer to something we sent moves it, and by the
+time of that sending.
 """
 
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from attrs import define, field
 
+from leasekeeper_client._contact import Contact, drift_margin
 from leasekeeper_client.errors import LeaseLost, LossReason
 
-DRIFT_SHARE: Final = 0.01
-DRIFT_MIN: Final = 0.005
-
 OnDrop: TypeAlias = Literal["keep", "release"]
-
-
-def drift_margin(span: float) -> float:
-    """Return how much earlier than the store we end a span: 1 %, and 5 ms at least (seconds).
-
-    The store's clock and ours may run at different rates; a good clock drifts by 0.01 %, a clock
-    that is being slewed by 0.05 %.
-    """
-    return max(span * DRIFT_SHARE, DRIFT_MIN)
 
 
 class State(Enum):
@@ -53,20 +47,27 @@ class Hold:
     on_drop: OnDrop = "keep"
     state: State = State.WAITING
     fence: int | None = None
-    deadline: float = 0.0
+    lasts_until: float = 0.0
+    """When its TTL ends, if it is not renewed."""
     hold_until: float | None = None
     reason: LossReason | None = None
     detail: str | None = None
     contended: int = 0
-    session: object | None = field(default=None, repr=False)
-    """The connection on which the server last confirmed it; only that one's heartbeats count."""
+    contact: Contact = field(factory=Contact, repr=False)
+    """With the connection on which it was last granted or resumed: only its heartbeats count."""
     when_lost: Callable[[], None] | None = field(default=None, repr=False)
     when_contended: Callable[[int], None] | None = field(default=None, repr=False)
+
+    @property
+    def deadline(self) -> float:
+        """When its holder stops believing in it, if nothing more is heard."""
+        return min(self.lasts_until, self.contact.kept_until)
 
     def grant(
         self,
         fence: int,
         *,
+        contact: Contact | None = None,
         sent_at: float,
         received_at: float,
         waited: float,
@@ -77,6 +78,7 @@ class Hold:
 
         Args:
             fence: The fencing token.
+            contact: With the connection that it was granted on, which it proves.
             sent_at: When the answered request was sent.
             received_at: When the answer came. A grant is not younger than its answer, so that a
                 wait measured by a fast clock cannot push the deadline out.
@@ -89,17 +91,28 @@ class Hold:
         granted_at = min(sent_at + waited, received_at)
         self.state = State.HELD
         self.fence = fence
-        self.deadline = granted_at + ttl - drift_margin(ttl)
+        if contact is not None:
+            contact.confirm(granted_at)
+            self.contact = contact
+        self.lasts_until = granted_at + ttl - drift_margin(ttl)
         if self.max_hold is not None:
             # A repeated request with no wait may have been granted as early as it was first sent.
             begun_at = asked_at if waited == 0 else granted_at
             end = begun_at + self.max_hold - drift_margin(self.max_hold)
-            self.hold_until = max(end, self.deadline)
+            self.hold_until = max(end, self.lasts_until)
 
-    def confirm(self, *, sent_at: float, received_at: float, ttl: float | None = None) -> None:
+    def confirm(
+        self,
+        *,
+        contact: Contact | None = None,
+        sent_at: float,
+        received_at: float,
+        ttl: float | None = None,
+    ) -> None:
         """Take an answer that renewed it.
 
         Args:
+            contact: With the connection that it was moved to; None when it stays where it is.
             sent_at: When the answered request was sent.
             received_at: When the answer came; too late, and the lease is lost all the same.
             ttl: What the answer says is left of the lease (it knows of `max_hold`), or None when
@@ -108,21 +121,20 @@ class Hold:
         self.expire(received_at)
         if self.state is not State.HELD:
             return
+        if contact is not None:
+            self.contact = contact
         span = self.ttl if ttl is None else ttl
         until = sent_at + span - drift_margin(span)
         if self.hold_until is not None:
             if ttl is not None:
                 self.hold_until = max(self.hold_until, until)
             until = min(until, self.hold_until)
-        self.deadline = max(self.deadline, until)
+        self.lasts_until = max(self.lasts_until, until)
 
-    def drop(self, now: float, grace: float | None) -> None:
-        """The connection is gone: the server keeps the lease for a short grace, or not at all."""
-        self.session = None
-        if self.on_drop == "release":
+    def drop(self) -> None:
+        """The connection is gone. What the server keeps, it keeps as long as `contact` says."""
+        if self.on_drop == "release" or not self.contact.keeps:
             self.lose("disconnected")
-        elif self.state is State.HELD and grace is not None:
-            self.deadline = min(self.deadline, now + grace - drift_margin(grace))
 
     def expire(self, now: float) -> None:
         """Lose it if its deadline has passed."""

@@ -1,4 +1,4 @@
-"""What this client holds or waits for: heartbeats, resuming, and giving back."""
+"""What this client holds or waits for: heartbeats, proofs, resuming, and giving back."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +9,7 @@ from anyio import move_on_after
 from anyio.abc import TaskGroup
 
 from leasekeeper_client._connection import Connection
+from leasekeeper_client._contact import Contact, Lifeline
 from leasekeeper_client._deadlines import Deadlines
 from leasekeeper_client._hold import Hold, State
 from leasekeeper_client._json import (
@@ -30,6 +31,8 @@ from leasekeeper_client.errors import TRANSIENT, KeeperError, LeaseLost, LossRea
 PATIENCE_MIN: Final = 0.25
 PATIENCE_MAX: Final = 10.0
 RETRY_MIN: Final = 0.05
+LAST_LOOK: Final = 0.02
+"""After a stretch without the event loop: time to read what had come long before."""
 REASONS: Final[dict[str, LossReason]] = {
     "expired": "expired",
     "broken": "broken",
@@ -38,7 +41,9 @@ REASONS: Final[dict[str, LossReason]] = {
 }
 
 
-def take_grant(hold: Hold, result: object, answer: Answer, asked_at: float) -> None:
+def take_grant(
+    hold: Hold, result: object, answer: Answer, asked_at: float, contact: Contact
+) -> None:
     """Give a hold what `lease.acquire` granted.
 
     Raises:
@@ -47,6 +52,7 @@ def take_grant(hold: Hold, result: object, answer: Answer, asked_at: float) -> N
     grant = as_object(result)
     hold.grant(
         integer(grant, "fence"),
+        contact=contact,
         sent_at=answer.sent_at,
         received_at=answer.received_at,
         waited=seconds_or(grant, "waited_ms", 0.0),
@@ -78,9 +84,8 @@ class Holdings:
         """Forget a hold that the server does not have, or no longer."""
         self._holds.pop((hold.name, hold.lease_id), None)
 
-    def granted(self, hold: Hold, session: object) -> None:
+    def granted(self, hold: Hold) -> None:
         """A hold has just been granted: watch its deadline, and beat in time for it."""
-        hold.session = session
         self._deadlines.watch(hold)
         due = self._clock() + hold.ttl / 3
         if due < self._beat_due:
@@ -95,13 +100,10 @@ class Holdings:
         """Lose holds at their deadlines, until cancelled."""
         await self._deadlines.run()
 
-    def dropped(self, grace: float | None) -> None:
-        """The connection is gone. The server keeps what we hold for its grace."""
-        now = self._clock()
+    def dropped(self) -> None:
+        """The connection is gone."""
         for hold in list(self._holds.values()):
-            hold.drop(now, grace)
-            if hold.state is State.HELD:
-                self._deadlines.watch(hold)
+            hold.drop()
 
     def failed(self) -> None:
         """There will be no connection again, so nothing can be renewed."""
@@ -139,7 +141,8 @@ class Holdings:
                 await self._beat_once(connection)
 
     async def _beat_once(self, connection: Connection) -> None:
-        holds = [hold for hold in self.held() if hold.session is connection]
+        contact = connection.lifeline.contact
+        holds = [hold for hold in self.held() if hold.contact is contact]
         call = Call(
             "session.heartbeat", constant(), bound=True, on_result=partial(self._beaten, holds)
         )
@@ -173,10 +176,44 @@ class Holdings:
     def _patience(self) -> float:
         return min(PATIENCE_MAX, max(PATIENCE_MIN, self._shortest() / 3))
 
+    async def prove(self, connection: Connection) -> None:
+        """Ping while what is held depends on it; drop a connection that does not answer.
+
+        A ping renews nothing. It proves that the server has not noticed a drop that we have not.
+        Where a lease ends by its TTL before any grace is over there is nothing to prove.
+        """
+        interval = connection.lifeline.interval
+        if interval is None:
+            return
+        pause = interval
+        while not await connection.dies_within(pause):
+            pause = interval
+            if self._depend(connection.lifeline):
+                confirmed_at = connection.lifeline.contact.confirmed_at
+                pause = max(0.0, confirmed_at + interval - self._clock())
+                if pause == 0.0:
+                    await self._ping_once(connection, interval)
+
+    def _depend(self, lifeline: Lifeline) -> bool:
+        """Return whether a lease would outlast the contact that it is held under."""
+        contact, grace = lifeline.contact, lifeline.grace
+        return grace is not None and any(
+            hold.contact is contact and hold.ttl > grace for hold in self.held()
+        )
+
+    async def _ping_once(self, connection: Connection, patience: float) -> None:
+        sent_at = connection.ping()
+        for span in (patience, LAST_LOOK):
+            if await connection.dies_within(span):
+                return
+            if connection.lifeline.contact.confirmed_at >= sent_at:
+                return
+        connection.kill("a ping was not answered")
+
     async def resume(self, connection: Connection) -> None:
         """Move every held lease to a new connection; return when each is moved or lost."""
         while not connection.dead.is_set():
-            holds = [hold for hold in self.held() if hold.session is not connection]
+            holds = [hold for hold in self.held() if not _is_on(hold, connection)]
             if not holds:
                 return
             calls = [self._resume_call(hold, connection) for hold in holds]
@@ -187,7 +224,7 @@ class Holdings:
                 await call.done.wait()
                 if isinstance(call.outcome, TRANSIENT):
                     hint = max(hint, call.outcome.retry_after)
-            if all(hold.session is connection for hold in holds):
+            if all(_is_on(hold, connection) for hold in holds):
                 return
             with move_on_after(hint):
                 await connection.dead.wait()
@@ -206,12 +243,14 @@ class Holdings:
         if integer(result, "fence") != hold.fence:
             hold.lose("store_lost", "it was granted anew in our name")
             return
-        hold.session = connection
         hold.confirm(
+            contact=connection.lifeline.contact,
             sent_at=answer.sent_at,
             received_at=answer.received_at,
             ttl=seconds(result, "ttl_ms"),
         )
+        if hold.state is State.HELD:
+            self._deadlines.watch(hold)
 
     def release(self, hold: Hold, session: Session, tasks: TaskGroup) -> Call:
         """Give a hold back, and go on trying until it is; never blocks.
@@ -243,6 +282,10 @@ class Holdings:
         )
         session.submit(call)
         return call
+
+
+def _is_on(hold: Hold, connection: Connection) -> bool:
+    return hold.contact is connection.lifeline.contact
 
 
 def _not_resumed(hold: Hold, error: KeeperError) -> None:

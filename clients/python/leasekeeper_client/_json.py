@@ -6,9 +6,12 @@ Nothing behind this module handles values of unknown type.
 import json
 import math
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 JsonObject: TypeAlias = Mapping[str, object]
+
+
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 class Malformed(ValueError):
@@ -17,7 +20,7 @@ class Malformed(ValueError):
 
 def encode(value: object) -> str:
     """Return compact JSON in ASCII, so that characters are bytes."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def decode(text: str) -> object:

@@ -20,12 +20,14 @@ class LeaseOptions(TypedDict, total=False):
 
     Attributes:
         ttl: Seconds for which the lease outlives its last renewal (0.1 to 3600; 30 by default).
-            It is renewed as long as this program runs and can reach a server.
+            It is renewed as long as this program runs and can reach a server. Without a
+            connection it lasts no longer than the server's grace (5 s by default).
         wait: Seconds to wait in the queue; 0 tries once; None, the default, waits for ever.
         label: What others see beside the lease.
         max_hold: Seconds after which the lease ends, renewed or not.
         on_drop: `"keep"`, the default: a lease survives a short loss of the connection.
-            `"release"`: it ends with the connection.
+            `"release"`: it ends with the connection, and may be given to another the moment the
+            server sees that end, which can be before the client does.
         on_contended: Called with the number of waiters, at most once a second, while others wait.
             It runs in the client's reader (for the sync client: in its thread), so it must be
             quick and must not block.

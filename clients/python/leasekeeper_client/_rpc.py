@@ -8,6 +8,7 @@ from typing import Final, TypeAlias
 import anyio
 from attrs import define, field, frozen
 
+from leasekeeper_client._contact import Lifeline
 from leasekeeper_client._json import JsonObject, Malformed, as_object, encode, integer, text_or
 from leasekeeper_client.errors import (
     KeeperError,
@@ -138,6 +139,8 @@ class Outbox:
 
     frame_bytes: int
     frame_requests: int
+    lifeline: Lifeline = field(factory=Lifeline)
+    """Told what each answer proves, before anyone acts on the answer."""
     queued: deque[Call] = field(factory=deque)
     pending: dict[int, Call] = field(factory=dict)
     next_id: int = 1
@@ -180,6 +183,7 @@ class Outbox:
         call = self.pending.pop(integer(message, "id"), None)
         if call is None:
             return
+        self.lifeline.proven(call.sent_at, now)
         if "error" in message:
             call.settle(_error(as_object(message["error"])))
         elif "result" in message:

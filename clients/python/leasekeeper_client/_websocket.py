@@ -140,6 +140,7 @@ class WebSocket:
         self._protocol.debug = False
         self._messages: deque[str] = deque()
         self._parts: list[bytes] = []
+        self._pongs: list[bytes] = []
 
     async def shake_hands(self) -> None:
         """Do the opening handshake.
@@ -165,6 +166,16 @@ class WebSocket:
         """Queue a message; nothing when the socket is closing."""
         if self._protocol.state is State.OPEN:
             self._protocol.send_text(text.encode())
+
+    def put_ping(self, payload: bytes) -> None:
+        """Queue a ping, whose pong will have this payload; nothing when the socket is closing."""
+        if self._protocol.state is State.OPEN:
+            self._protocol.send_ping(payload)
+
+    def take_pongs(self) -> list[bytes]:
+        """Take away the payloads of the pongs received."""
+        pongs, self._pongs = self._pongs, []
+        return pongs
 
     def put_close(self, code: int) -> None:
         """Queue the closing of the connection; nothing when it is closing."""
@@ -239,8 +250,12 @@ class WebSocket:
 
     def _take_events(self) -> None:
         for event in self._protocol.events_received():
-            if isinstance(event, Frame) and event.opcode in DATA:
+            if not isinstance(event, Frame):
+                continue
+            if event.opcode in DATA:
                 self._take_data(event)
+            elif event.opcode is Opcode.PONG:
+                self._pongs.append(bytes(event.data))
 
     def _take_data(self, frame: Frame) -> None:
         if frame.data:

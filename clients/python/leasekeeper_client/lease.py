@@ -41,7 +41,11 @@ class LeaseView:
 
     @property
     def remaining(self) -> float:
-        """Seconds for which you may act on it if nothing more is heard; 0 when it is lost."""
+        """Seconds for which you may act on it if nothing more is heard; 0 when it is lost.
+
+        At most the TTL, and at most the server's grace (5 s by default): if the connection has
+        broken unnoticed, the server gives the lease to the next one after that.
+        """
         return self._hold.remaining(self._engine.clock())
 
     @property
@@ -66,7 +70,8 @@ class LeaseView:
             margin: Seconds that what you are about to do may take.
 
         Raises:
-            LeaseLost: It is lost, or will be within the margin unless it is renewed.
+            LeaseLost: It is lost, or will be within the margin unless more is heard of the server;
+                so always with a margin as long as the server's grace.
         """
         if not self._hold.believed(self._engine.clock() + margin):
             raise self._hold.loss()
@@ -153,7 +158,7 @@ class LeaseGroup(Mapping[str, L], Generic[L]):
             margin: Seconds that what you are about to do may take.
 
         Raises:
-            LeaseLost: One is lost, or will be within the margin unless it is renewed.
+            LeaseLost: One is lost, or will be within the margin, as in `LeaseView.ensure`.
         """
         for lease in self._leases.values():
             lease.ensure(margin)

@@ -12,7 +12,7 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar, Unpack
@@ -248,7 +248,7 @@ class Keeper:
                     raise
             time.sleep(self._engine.settings.jitter(CAMPAIGN_PAUSE))
 
-    def watch(self, name: str) -> Iterator[NameState]:
+    def watch(self, name: str) -> Generator[NameState, None, None]:
         """Iterate over the states of a name: the present one, then each change of its holders.
 
         Raises:

@@ -26,17 +26,34 @@ class Refused(Exception):
         self.data = data or {}
 
 
+class Protocol(ServerProtocol):
+    """WebSocket, with pongs that can be kept back."""
+
+    keeping_pongs = False
+
+    def __init__(self) -> None:
+        super().__init__(subprotocols=[Subprotocol("leasekeeper.v1")])
+        self.kept_pongs: list[Frame] = []
+
+    def send_frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.PONG and self.keeping_pongs:
+            self.kept_pongs.append(frame)
+        else:
+            super().send_frame(frame)
+
+
 @define(eq=False)
 class Peer:
     """One connection, as the server sees it."""
 
     server: "FakeServer"
     stream: SocketStream
-    protocol: ServerProtocol
+    protocol: Protocol
     frames: list[Any] = field(factory=list)
     opened: Message = field(factory=dict)
     close_code: int | None = None
     origin: str | None = None
+    pings: int = 0
     pongs: int = 0
     gone: anyio.Event = field(factory=anyio.Event)
     muted: bool = False
@@ -64,6 +81,12 @@ class Peer:
         self.protocol.send_ping(b"?")
         self.wake.set()
 
+    def pong_late(self) -> None:
+        """Send the oldest of the pongs that were kept back."""
+        frame = self.protocol.kept_pongs.pop(0)
+        ServerProtocol.send_frame(self.protocol, frame)
+        self.wake.set()
+
     def close(self, code: int) -> None:
         self.protocol.send_close(code)
         self.wake.set()
@@ -78,7 +101,7 @@ class Peer:
 class Holder:
     lease: str
     fence: int
-    peer: Peer
+    peer: Peer | None
     ttl_ms: int
 
 
@@ -97,7 +120,7 @@ class FakeServer:
 
     url: str = ""
     tasks: TaskGroup = field(default=None)
-    grace_ms: int = 5000
+    grace_ms: int | None = 5000
     heartbeat_ms: int = 10000
     fence: int = 100
     holders: dict[str, Holder] = field(factory=dict)
@@ -107,6 +130,8 @@ class FakeServer:
     requests: list[Message] = field(factory=list)
     hooks: dict[str, Callable[[Peer, Message], Any]] = field(factory=dict)
     refusing: bool = False
+    silent: bool = False
+    """Whether nothing is read or written any more, as behind a line that was cut without a word."""
     opening: Refused | None = None
     changed: anyio.Event = field(factory=anyio.Event)
 
@@ -156,9 +181,10 @@ class FakeServer:
 
     def lose(self, name: str, reason: str, detail: str | None = None) -> None:
         h = self.holders.pop(name)
-        h.peer.notify(
-            "lease.lost", name=name, lease=h.lease, fence=h.fence, reason=reason, detail=detail
-        )
+        if h.peer is not None:
+            h.peer.notify(
+                "lease.lost", name=name, lease=h.lease, fence=h.fence, reason=reason, detail=detail
+            )
         self.advance(name)
 
     def occupy(self, name: str) -> None:
@@ -218,7 +244,7 @@ class FakeServer:
             "limits": {
                 "message_bytes": 65536,
                 "batch_requests": 1000,
-                "grace_ms": self.grace_ms,
+                **({} if self.grace_ms is None else {"grace_ms": self.grace_ms}),
             },
         }
 
@@ -315,14 +341,15 @@ class FakeServer:
         if self.refusing:
             await anyio.aclose_forcefully(stream)
             return
-        protocol = ServerProtocol(subprotocols=[Subprotocol("leasekeeper.v1")])
+        protocol = Protocol()
         peer = Peer(self, stream, protocol)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.write, peer)
             try:
                 await self.read(peer)
             finally:
-                peer.close_code = protocol.close_rcvd and protocol.close_rcvd.code
+                close = protocol.close_rcvd
+                peer.close_code = close.code if close else None
                 peer.gone.set()
                 tasks.cancel_scope.cancel()
                 self.seen()
@@ -335,7 +362,7 @@ class FakeServer:
             peer.wake = anyio.Event()
             data = b"".join(peer.protocol.data_to_send())
             try:
-                if data:
+                if data and not self.silent:
                     await peer.stream.send(data)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 return
@@ -347,12 +374,16 @@ class FakeServer:
                 data = await peer.stream.receive()
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 return
+            if self.silent:
+                continue
             peer.protocol.receive_data(data)
             for event in peer.protocol.events_received():
                 if isinstance(event, Request):
                     peer.origin = event.headers.get("Origin")
                     peer.protocol.send_response(peer.protocol.accept(event))
                     self.peers.append(peer)
+                elif isinstance(event, Frame) and event.opcode is Opcode.PING:
+                    peer.pings += 1
                 elif isinstance(event, Frame) and event.opcode is Opcode.PONG:
                     peer.pongs += 1
                 elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:

@@ -30,7 +30,8 @@ def on_both(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     run.__signature__ = shape.replace(  # type: ignore[attr-defined]
         parameters=[*shape.parameters.values(), backend]
     )
-    return pytest.mark.parametrize("backend", BACKENDS)(run)
+    plain: Callable[..., None] = pytest.mark.parametrize("backend", BACKENDS)(run)
+    return plain
 
 
 class Clock:

@@ -112,8 +112,11 @@ async def test_a_holder_hears_that_others_wait() -> None:
 
 @on_both
 async def test_a_failing_callback_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(waiting: int) -> None:
+        raise ZeroDivisionError
+
     async with fake_server() as server, connect(server.url) as keeper:
-        async with keeper.lease("orders", on_contended=lambda n: 1 // 0) as lease:
+        async with keeper.lease("orders", on_contended=fail) as lease:
             held = server.holders["orders"].lease
             server.peer.notify("lease.contended", name="orders", lease=held, waiting=2)
             await lease.wait_contended()

@@ -21,7 +21,10 @@ from client_helpers import Clock, on_both
 
 @on_both
 async def test_a_lease_is_held_inside_and_free_after() -> None:
-    async with fake_server() as server, connect(server.url, client="me", token="t") as keeper:
+    async with (
+        fake_server(grace_ms=60_000) as server,
+        connect(server.url, client="me", token="t") as keeper,
+    ):
         async with keeper.lease("orders", ttl=20, label="job 7") as lease:
             assert server.holders["orders"].fence == lease.fence
             assert 19 < lease.remaining <= 19.8
@@ -64,7 +67,7 @@ async def test_a_ping_is_answered_while_nothing_is_held() -> None:
 @on_both
 async def test_ensure_raises_before_it_is_too_late() -> None:
     clock = Clock()
-    async with fake_server() as server, connect(server.url, clock=clock) as keeper:
+    async with fake_server(grace_ms=60_000) as server, connect(server.url, clock=clock) as keeper:
         with pytest.raises(LeaseLost):
             async with keeper.lease("orders", ttl=30) as lease:
                 clock.ahead = 20
@@ -107,7 +110,7 @@ async def test_a_loss_that_the_server_tells_cancels_the_body() -> None:
 
 @on_both
 async def test_a_loss_right_behind_the_grant_is_not_missed() -> None:
-    def grant_and_lose(peer: Peer, params: dict[str, object]) -> object:
+    def grant_and_lose(peer: Peer, params: dict[str, str]) -> None:
         request = server.requests[-1]
         peer.answer(request["id"], server.grant("orders", params["lease"], peer, 30000, 0))
         server.lose("orders", "broken")
@@ -246,7 +249,7 @@ async def test_a_body_that_raises_busy_is_not_a_busy_lease() -> None:
 
 @on_both
 async def test_the_deadline_of_a_waiter_counts_from_its_grant() -> None:
-    async with fake_server() as server, connect(server.url) as keeper:
+    async with fake_server(grace_ms=60_000) as server, connect(server.url) as keeper:
         server.occupy("orders")
         async with anyio.create_task_group() as tasks:
 

@@ -20,7 +20,7 @@ from client_helpers import Clock, on_both
 
 @on_both
 async def test_a_lease_survives_a_drop_with_its_fence() -> None:
-    async with fake_server() as server, connect(server.url) as keeper:
+    async with fake_server(grace_ms=60_000) as server, connect(server.url) as keeper:
         async with keeper.lease("orders") as lease:
             fence = lease.fence
             await server.peer.drop()
@@ -62,7 +62,7 @@ async def test_a_store_that_is_away_while_resuming_is_asked_again() -> None:
         del server.hooks["lease.resume"]
         raise Refused(-32020, {"outcome": "none", "retry_after_ms": 1})
 
-    async with fake_server() as server, connect(server.url) as keeper:
+    async with fake_server(grace_ms=60_000) as server, connect(server.url) as keeper:
         server.hooks["lease.resume"] = refuse_once
         async with keeper.lease("orders") as lease:
             await server.peer.drop()

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -38,7 +38,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     clock = Clock()
     with (
         start_blocking_portal("trio") as portal,
-        portal.wrap_async_context_manager(fake_server()) as server,
+        portal.wrap_async_context_manager(fake_server(grace_ms=60_000)) as server,
         sync.connect(server.url, clock=clock, backend=request.param) as keeper,
     ):
         yield Rig(portal, server, keeper, clock)
@@ -69,6 +69,20 @@ def test_a_thread_sees_its_deadline_pass_offline(rig: Rig) -> None:
         rig.portal.call(rig.server.peer.drop)
         assert lease.lost_event.wait(5)
     assert caught.value.reason == "deadline"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_thread_sees_the_end_of_a_silent_line(backend: Literal["asyncio", "trio"]) -> None:
+    with (
+        start_blocking_portal("trio") as portal,
+        portal.wrap_async_context_manager(fake_server(grace_ms=600)) as server,
+        sync.connect(server.url, backend=backend) as keeper,
+        pytest.raises(LeaseLost),
+        keeper.lease("orders", ttl=30) as lease,
+    ):
+        assert not lease.lost_event.wait(0.9), "the background thread pings"
+        server.silent = True
+        assert lease.lost_event.wait(0.9)
 
 
 def test_a_thread_that_was_stopped_ends_in_a_loss(rig: Rig) -> None:
