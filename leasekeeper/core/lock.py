@@ -170,8 +170,8 @@ class Lock:
     revision: int = 0
     """Counts the changes of holders."""
     events: list[Event] = field(factory=list)
-    _holders: dict[str, Holder] = field(factory=dict)
-    _queue: dict[str, Waiter] = field(factory=dict)
+    _holders: dict[str, Holder] = field(factory=dict, repr=False)
+    _queue: dict[str, Waiter] = field(factory=dict, repr=False)
 
     # Invariants, whenever a call returns: exclusive and shared holders are never mixed, nor two
     # exclusive ones; no holder's limit is exceeded; a queue's head is alive and does not fit.
@@ -250,7 +250,7 @@ class Lock:
     def advance(self, now: Now) -> None:
         """Lets time pass: expires holders, drops dead waiters at the head, grants what fits."""
         for holder in [h for h in self._holders.values() if h.expires_ms <= now.ms]:
-            at_end = holder.hold_until_ms is not None and holder.hold_until_ms <= now.ms
+            at_end = holder.expires_ms == holder.hold_until_ms
             self._lose(holder, LostReason.MAX_HOLD if at_end else LostReason.EXPIRED)
         while self._queue:
             lease, head = next(iter(self._queue.items()))

@@ -330,9 +330,6 @@ class Connection:
         self._answering = False
         in_a_row = 0
         while self._backlog and not self._reading.cancel_called and self.session.attached:
-            if self._outbox.is_half_full:
-                await self._outbox.room()
-                continue
             outstanding = self._backlog.popleft()
             if self._backlog:
                 self._start_answering(requests)

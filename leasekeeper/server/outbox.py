@@ -17,7 +17,6 @@ class Outbox:
     _newest: dict[str, int] = field(factory=dict, init=False)
     """Where in the queue the newest message of a kind is."""
     _finished: bool = field(default=False, init=False)
-    _emptied: trio.Event = field(factory=trio.Event, init=False)
     _filled: trio.Event = field(factory=trio.Event, init=False)
 
     def put(self, message: bytes, replaces: str | None = None) -> bool:
@@ -47,14 +46,8 @@ class Outbox:
 
     @property
     def is_half_full(self) -> bool:
-        """Whether it is time to write rather than to ask for more."""
+        """Whether the peer lags."""
         return self._bytes > self.bytes_max // 2
-
-    async def room(self) -> None:
-        """Waits until it is not half full any more, or finished."""
-        while self.is_half_full and not self._finished:
-            self._emptied = trio.Event()
-            await self._emptied.wait()
 
     def finish(self, *, drop: bool) -> None:
         """Nothing more comes; with `drop`, what is queued is not worth writing either."""
@@ -62,7 +55,6 @@ class Outbox:
         if drop:
             self._messages.clear()
         self._filled.set()
-        self._emptied.set()
 
     async def take(self) -> list[bytes]:
         """Waits for messages and takes all of them; an empty list is the end."""
@@ -71,5 +63,4 @@ class Outbox:
             self._filled = trio.Event()
         messages, self._messages, self._bytes = self._messages, [], 0
         self._newest.clear()
-        self._emptied.set()
         return messages

@@ -117,7 +117,7 @@ class Leases:
             max_hold_ms=ask.max_hold_ms,
             alive_ms=self.limits.waiter_alive_ms,
         )
-        tenure = self._tenure_of(session, ask.name, claim, waits=ask.wait_ms != 0)
+        tenure = self._tenure_of(session, ask.name, claim)
         tenure.auto_renew, tenure.on_drop = ask.auto_renew, ask.on_drop
         tenure.wait_until = _wait_until(ask.wait_ms)
         return await self._obtain(
@@ -169,7 +169,7 @@ class Leases:
         """
         self._refuse_while_draining()
         claim = Claim(ask.lease, ttl_ms=0, server=self.server)
-        tenure = self._tenure_of(session, ask.name, claim, waits=ask.wait_ms != 0)
+        tenure = self._tenure_of(session, ask.name, claim)
         if ask.wait_ms != ORIGINAL_WAIT:
             tenure.wait_until = _wait_until(ask.wait_ms)
         wait = ask.wait_ms != 0
@@ -279,7 +279,7 @@ class Leases:
         if self.draining_ms is not None:
             raise Draining(self.draining_ms)
 
-    def _tenure_of(self, session: Session, name: str, claim: Claim, *, waits: bool) -> Tenure:
+    def _tenure_of(self, session: Session, name: str, claim: Claim) -> Tenure:
         """The session's tenure of this key: its own, one taken over from another, or a new one."""
         old = self.tenures.find((name, claim.lease))
         if old and old.session is session:
@@ -287,8 +287,6 @@ class Leases:
         if old is None:
             if session.held >= self.limits.leases_per_session:
                 raise LimitReached("leases_per_session", self.limits.leases_per_session)
-            if waits and session.waiting >= self.limits.waiters_per_session:
-                raise LimitReached("waiters_per_session", self.limits.waiters_per_session)
             new = Tenure(name, session, claim)
             self.tenures.enter(new)
             return new
@@ -309,8 +307,7 @@ class Leases:
         try:
             answer = await ask()
             if isinstance(answer, Queued):
-                if tenure.stage is Stage.ASKED:
-                    tenure.stage = Stage.WAITING
+                await self._begin_waiting(tenure)
                 answer = await self._wait(tenure)
         except Unavailable:
             if is_new:
@@ -343,6 +340,16 @@ class Leases:
                 raise InvalidParams("$.lease", "is in use with another mode or limit")
             case _:
                 assert_never(answer)
+
+    async def _begin_waiting(self, tenure: Tenure) -> None:
+        """It is in the queue, and may stay there if its session has not too many there already."""
+        if tenure.stage is Stage.ASKED:
+            tenure.stage = Stage.WAITING
+            most = self.limits.waiters_per_session
+            if tenure.session.waiting > most:
+                await self._leave_queue(tenure)
+                self.tenures.leave(tenure, LimitReached("waiters_per_session", most))
+                raise LimitReached("waiters_per_session", most)
 
     async def _wait(self, tenure: Tenure) -> Granted | Busy:
         """Until it is granted (`Granted`), or the wait is over (`Busy`)."""
