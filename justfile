@@ -32,7 +32,9 @@ lint:
 types:
     mypy
     mypy tests bench docs/check.py
-    pyright --verifytypes leasekeeper_client --ignoreexternal
+    # pyright does not follow the editable install, so it is told where things are.
+    PYTHONPATH="clients/python:$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+        pyright --verifytypes leasekeeper_client --ignoreexternal
 
 # The whole suite; further options go to pytest.
 test *options:
