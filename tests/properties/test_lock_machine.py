@@ -335,8 +335,10 @@ class LockMachine(RuleBasedStateMachine):
         self.called(self.lock.touch(lease, alive_ms, now=self.now), waiter is not None)
 
     @precondition(lambda self: not self.lock.idle)
-    @rule(detail=st.sampled_from([None, "maintenance"]))
-    def an_operator_breaks_it(self, detail: str | None) -> None:
+    @rule(detail=st.sampled_from([None, "maintenance"]), late_ms=st.sampled_from([0, 100, 300]))
+    def an_operator_breaks_it(self, detail: str | None, late_ms: int) -> None:
+        """What has run out by then is not broken but expired."""
+        self.pass_time(late_ms)
         self.model.settle(self.now)
         holders = list(self.model.holders)
         for one in holders:
@@ -349,11 +351,14 @@ class LockMachine(RuleBasedStateMachine):
     @rule(ms=st.sampled_from([1, 49, 50, 99, 100, 150, 1000]), noticed=st.booleans())
     def time_passes(self, ms: int, noticed: bool) -> None:
         """And perhaps it is only noticed later, by whatever call comes next."""
+        self.pass_time(ms)
+        if noticed:
+            self.advance()
+
+    def pass_time(self, ms: int) -> None:
         self.ms += ms
         self.us += 1000 * ms
         self.settled = False
-        if noticed:
-            self.advance()
 
     @rule(us=st.sampled_from([-(10**12), -1, 1, 10**12]))
     def the_wall_clock_jumps(self, us: int) -> None:
@@ -366,8 +371,7 @@ class LockMachine(RuleBasedStateMachine):
         """Whoever waits for `next_ms()` calls then, or a little too early."""
         next_ms = self.lock.next_ms()
         assert next_ms is not None
-        self.us += 1000 * (next_ms - early_ms - self.ms)
-        self.ms = next_ms - early_ms
+        self.pass_time(next_ms - early_ms - self.ms)
         self.advance()
 
     def advance(self) -> None:
