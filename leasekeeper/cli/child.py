@@ -71,9 +71,9 @@ class Child:
             await self.exited.wait()
 
 
-def kill_ahead_s(ttl_s: float) -> float:
-    """How long before its deadline a command is killed, in seconds."""
-    return min(_KILL_AHEAD_S, ttl_s / 20)
+def kill_ahead_s(span_s: float) -> float:
+    """How long before its deadline a command is killed, of a lease good for so long; seconds."""
+    return min(_KILL_AHEAD_S, span_s / 20)
 
 
 def start(command: Sequence[str], environment: dict[str, str]) -> Child:

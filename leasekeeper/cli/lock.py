@@ -36,16 +36,6 @@ class Task:
     label: str | None
     kill_after: float
 
-    @property
-    def ahead(self) -> float:
-        """How long before the lease's deadline the command is told to stop."""
-        return self.kill_ahead + min(self.kill_after, self.ttl / 3)
-
-    @property
-    def kill_ahead(self) -> float:
-        """How long before the lease's deadline it is killed."""
-        return children.kill_ahead_s(self.ttl)
-
 
 @click.command()
 @click.argument("name")
@@ -150,6 +140,18 @@ class _Run:
     interrupted_by: int | None = None
     relied_until: float = 0.0
     """Until when the lease was last known to hold, in seconds of Trio's clock."""
+    span: float = 0.0
+    """The longest that it was ever known to hold: while all is well it goes on for two thirds."""
+
+    @property
+    def ahead(self) -> float:
+        """How long before the lease's deadline the command is told to stop."""
+        return self.kill_ahead + min(self.task.kill_after, self.span / 4)
+
+    @property
+    def kill_ahead(self) -> float:
+        """How long before the lease's deadline it is killed."""
+        return children.kill_ahead_s(self.span)
 
     async def forward(self, signals: AsyncIterator[int]) -> None:
         """Passes signals on to the command; before it runs, they end the wait."""
@@ -198,7 +200,7 @@ class _Run:
             return child.code
         finally:
             if not child.exited.is_set():
-                left = self.relied_until - trio.current_time() - self.task.kill_ahead
+                left = self.relied_until - trio.current_time() - self.kill_ahead
                 await child.stop(min(self.task.kill_after, left))
             children.take_terminal()
 
@@ -208,7 +210,8 @@ class _Run:
             remaining = lease.remaining
             if remaining:
                 self.relied_until = trio.current_time() + remaining
-            if remaining <= self.task.ahead:
+                self.span = max(self.span, remaining)
+            if remaining <= self.ahead:
                 return
-            with trio.move_on_after(min(_LOOK_S, remaining - self.task.ahead)):
+            with trio.move_on_after(min(_LOOK_S, remaining - self.ahead)):
                 await child.exited.wait()

@@ -116,23 +116,9 @@ class Server:
     async def _serve(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> None:
         if self._handshakes >= self.config.wire.handshakes:
             raise HandshakeFailed("too many handshakes at once")
-        connection: Connection | None = None
-
-        def violated(code: CloseCode) -> None:
-            if connection is None:
-                nursery.cancel_scope.cancel()
-            else:
-                connection.close_soon(code, "a bound of the protocol was broken")
-
         self._handshakes += 1
         try:
-            socket = await accept(
-                nursery,
-                stream,
-                self.config.wire,
-                admit=self._admit,
-                on_violation=violated,
-            )
+            socket = await accept(nursery, stream, self.config.wire, admit=self._admit)
             if self._accepting.cancel_called:
                 await socket.close(CloseCode.DRAINING, "this server is going away")
                 return
@@ -144,6 +130,9 @@ class Server:
         scheme, _, token = socket.headers.get("authorization", "").partition(" ")
         authenticated = token_fits(self.config, token if scheme.lower() == "bearer" else None)
         connection = Connection(socket, self.keeper, self.config, authenticated=authenticated)
+        socket.tell_of_violations(
+            lambda code: connection.close_soon(code, "a bound of the protocol was broken")
+        )
         self.connections.add(connection)
         try:
             await connection.run()

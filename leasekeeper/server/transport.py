@@ -149,6 +149,12 @@ class WebSocket:
     headers: dict[str, str] = field(repr=False)
     violated: CloseCode | None = None
 
+    def tell_of_violations(self, on_violation: Callable[[CloseCode], None]) -> None:
+        """Calls back, once, when the peer breaks a bound; at once, if it has. Then close."""
+        self.stream.on_violation = on_violation
+        if self.stream.meter.violation is not None:
+            on_violation(self.stream.meter.violation)
+
     async def receive(self) -> str:
         """The next text message.
 
@@ -223,7 +229,6 @@ async def accept(
     limits: WireLimits,
     *,
     admit: Callable[[dict[str, str]], int | None],
-    on_violation: Callable[[CloseCode], None],
 ) -> WebSocket:
     """Makes a WebSocket of a byte stream within `handshake_ms`. Its reader runs in `nursery`.
 
@@ -232,7 +237,6 @@ async def accept(
         stream: a fresh one.
         limits: its bounds.
         admit: looks at the headers, names in lower case; an HTTP status refuses the client.
-        on_violation: told once, from the reader, if the peer breaks a bound; then close with it.
 
     Raises:
         HandshakeFailed: the peer was refused, too slow, or did not speak WebSocket.
@@ -240,7 +244,7 @@ async def accept(
     meter = FrameMeter(limits.message_bytes, limits.fragments, limits.control_frames_per_second)
     with trio.move_on_after(limits.handshake_ms / 1000) as scope:
         # Of a handshake that fails the library tells nobody but the stream.
-        guarded = GuardedStream(stream, meter, on_violation, on_end=scope.cancel)
+        guarded = GuardedStream(stream, meter, lambda _: scope.cancel(), on_end=scope.cancel)
         request = await trio_websocket.wrap_server_stream(
             nursery,
             guarded,
@@ -252,9 +256,10 @@ async def accept(
         status = 400 if body else admit(headers)
         try:
             if status is None:
+                # The peer may go wrong as soon as the answer is written, and before we go on.
+                guarded.on_violation, guarded.on_end = _ignore, _nobody
                 offered = SUBPROTOCOL in request.proposed_subprotocols
                 connection = await request.accept(subprotocol=SUBPROTOCOL if offered else None)
-                guarded.on_end = _nobody
                 return WebSocket(connection, guarded, limits, headers)
             await request.reject(status)
         except trio_websocket.ConnectionClosed:
@@ -274,3 +279,7 @@ def _headers(request: trio_websocket.WebSocketRequest) -> dict[str, str]:
 
 def _nobody() -> None:
     """Stands in for a handshake that is over."""
+
+
+def _ignore(_: CloseCode) -> None:
+    """Stands in for a connection that is not there yet, and will ask."""

@@ -178,17 +178,23 @@ class Keeper:
         return LeaseBroken(broken)
 
     async def _watch(self, session: Session, name: str) -> LeaseState:
-        if name not in session.watching:
+        is_new = name not in session.watching
+        if is_new:
             if len(session.watching) >= self.limits.watches_per_session:
                 raise LimitReached("watches_per_session", self.limits.watches_per_session)
-            await self.store.watch(name)
-            if not session.attached:
-                if name not in self._watchers:
-                    self.store.unwatch(name)
-                raise Cancelled("its connection is gone")
             session.watching.add(name)
             self._watchers.setdefault(name, set()).add(session)
-        return await self._inspect(name)
+        watched = False
+        try:
+            await self.store.watch(name)
+            state = await self._inspect(name)
+            watched = True
+        finally:
+            if is_new and not watched:
+                self._stop_watching(session, name)
+            if name not in self._watchers:  # it was given up while the store was asked
+                self.store.unwatch(name)
+        return state
 
     # --- Events -------------------------------------------------------------------------------
 

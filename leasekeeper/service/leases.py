@@ -7,6 +7,7 @@ given back by lease id until the store confirms it.
 
 import math
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from secrets import token_hex
 from typing import Final, assert_never
 
@@ -42,6 +43,7 @@ from leasekeeper.errors import (
 from leasekeeper.messages import (
     ORIGINAL_WAIT,
     HeartbeatSeen,
+    Key,
     LeaseAcquire,
     LeaseAcquireAll,
     LeaseContended,
@@ -59,6 +61,7 @@ from leasekeeper.service.limits import Limits
 from leasekeeper.service.renewal import Renewals
 from leasekeeper.service.session import Session, Stage, Tenure
 from leasekeeper.service.tenures import Tenures
+from leasekeeper.service.unwanted import Unwanted
 from leasekeeper.store.alarms import trio_ms
 from leasekeeper.store.api import Renewal, Store
 
@@ -78,18 +81,20 @@ class Leases:
     """Set once this server is going away: when to come back to its successor."""
     tenures: Tenures = field(factory=Tenures, init=False)
     renewals: Renewals = field(init=False)
-    _unwanted: dict[tuple[str, str], None] = field(factory=dict, init=False, repr=False)
-    _unwanted_some: trio.Event = field(factory=trio.Event, init=False)
+    unwanted: Unwanted = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.renewals = Renewals(self.store, self.limits, self._missing)
+        self.unwanted = Unwanted(
+            self.store, self.limits, lambda key: self.tenures.find(key) is not None
+        )
 
     async def run(self) -> None:
         """Renews, vouches for waiters and gives back what is unwanted, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.renewals.run)
             nursery.start_soon(self._vouch_for_waiters)
-            nursery.start_soon(self._give_back)
+            nursery.start_soon(self.unwanted.run)
 
     # --- Requests -----------------------------------------------------------------------------
 
@@ -117,9 +122,11 @@ class Leases:
             max_hold_ms=ask.max_hold_ms,
             alive_ms=self.limits.waiter_alive_ms,
         )
+        until = _wait_until(ask.wait_ms)
+        await self.unwanted.settled((ask.name, claim.lease))
         tenure = self._tenure_of(session, ask.name, claim)
         tenure.auto_renew, tenure.on_drop = ask.auto_renew, ask.on_drop
-        tenure.wait_until = _wait_until(ask.wait_ms)
+        tenure.wait_until = until
         return await self._obtain(
             tenure, lambda: self.store.acquire(ask.name, claim, wait=ask.wait_ms != 0)
         )
@@ -140,22 +147,38 @@ class Leases:
         lease = ask.lease or token_hex(16)
         until = _wait_until(ask.wait_ms)
         grants: list[LeaseGrant] = []
+        taken: list[Tenure] = []
         try:
             for name in sorted(ask.names):
-                one = ask.one(name, lease)
-                if ask.wait_ms:  # neither "at once" nor "for ever"
-                    left_ms = max(0, int((until - trio.current_time()) * 1000))
-                    one = evolve(one, wait_ms=left_ms)
-                grants.append(await self.acquire(session, one))
-            answers = await self.store.renew([Renewal(g.name, g.lease) for g in grants])
-            if any(isinstance(answer, Missing) for answer in answers):
-                raise Lost
+                grants.append(await self._acquire_one(session, ask.one(name, lease), until))
+                if tenure := self.tenures.find((name, lease)):
+                    tenure.requests += 1
+                    taken.append(tenure)
+            return await self._renew_all(grants)
         except (RpcError, trio.Cancelled):
-            if session.attached:
-                self._abandon((g.name, g.lease) for g in grants)
+            for tenure in taken:
+                if tenure.requests == 1:  # or a repeat of this request wants it
+                    self._abandon(tenure)
             raise
+        finally:
+            for tenure in taken:
+                tenure.requests -= 1
+
+    async def _acquire_one(self, session: Session, ask: LeaseAcquire, until: float) -> LeaseGrant:
+        if ask.wait_ms:  # neither "at once" nor "for ever"
+            left_ms = max(0, int((until - trio.current_time()) * 1000))
+            ask = evolve(ask, wait_ms=left_ms)
+        return await self.acquire(session, ask)
+
+    async def _renew_all(self, grants: list[LeaseGrant]) -> LeaseGrants:
         waited_ms = sum(grant.waited_ms for grant in grants)
-        return LeaseGrants(tuple(evolve(grant, waited_ms=waited_ms) for grant in grants))
+        renewed: list[LeaseGrant] = []
+        answers = await self.store.renew([Renewal(g.name, g.lease) for g in grants])
+        for grant, answer in zip(grants, answers, strict=True):
+            if isinstance(answer, Missing):
+                raise Lost
+            renewed.append(evolve(grant, ttl_ms=answer.ttl_ms, waited_ms=waited_ms))
+        return LeaseGrants(tuple(renewed))
 
     async def resume(self, session: Session, ask: LeaseResume) -> LeaseGrant:
         """Takes a lease, or a place in the queue, over into this session.
@@ -169,9 +192,11 @@ class Leases:
         """
         self._refuse_while_draining()
         claim = Claim(ask.lease, ttl_ms=0, server=self.server)
+        until = _wait_until(ask.wait_ms)
+        await self.unwanted.settled((ask.name, ask.lease))
         tenure = self._tenure_of(session, ask.name, claim)
         if ask.wait_ms != ORIGINAL_WAIT:
-            tenure.wait_until = _wait_until(ask.wait_ms)
+            tenure.wait_until = until
         wait = ask.wait_ms != 0
         return await self._obtain(
             tenure, lambda: self.store.resume(ask.name, ask.lease, self.server, wait=wait)
@@ -184,13 +209,20 @@ class Leases:
             Lost: it is not held.
             Unavailable: the store did not answer.
         """
-        (answer,) = await self.store.renew([Renewal(ask.name, ask.lease, ask.ttl_ms)])
         tenure = self.tenures.find((ask.name, ask.lease))
+        fence = tenure.fence if tenure else 0
+        try:
+            (answer,) = await self.store.renew([Renewal(ask.name, ask.lease, ask.ttl_ms)])
+        except (Unavailable, trio.Cancelled):
+            if tenure and ask.ttl_ms is not None and ask.ttl_ms < tenure.claim.ttl_ms:
+                tenure.claim = evolve(tenure.claim, ttl_ms=ask.ttl_ms)  # for it may be so
+                self.renewals.plan(tenure)
+            raise
         if isinstance(answer, Missing):
-            if tenure and tenure.stage is Stage.HELD:
-                self._missing(tenure)
+            if tenure:
+                self._missing(tenure, fence)
             raise Lost
-        if tenure:
+        if tenure := self.tenures.find((ask.name, ask.lease)):
             if ask.ttl_ms is not None:
                 tenure.claim = evolve(tenure.claim, ttl_ms=ask.ttl_ms)
             self.renewals.plan(tenure)
@@ -201,15 +233,14 @@ class Leases:
 
         Raises:
             Unavailable: the store did not answer; it will be asked until it does.
+
+        Cancellation:
+            The store will be asked until it answers.
         """
         key = (ask.name, ask.lease)
         if tenure := self.tenures.find(key):
             self.tenures.leave(tenure, Cancelled("its lease id was released"))
-        try:
-            left = await self.store.release(*key)
-        except Unavailable:
-            self.give_back([key])
-            raise
+        left = await self.unwanted.release(key)
         return LeaseReleased(released=left is Left.HELD)
 
     async def heartbeat(self, session: Session) -> HeartbeatSeen:
@@ -219,23 +250,23 @@ class Leases:
             Unavailable: the store did not answer.
         """
         held = [t for t in session.tenures.values() if t.stage is Stage.HELD and t.auto_renew]
+        fences = [tenure.fence for tenure in held]
         renewed = 0
         if held:
             answers = await self.store.renew([Renewal(t.name, t.lease) for t in held])
-            for tenure, answer in zip(held, answers, strict=True):
-                if not isinstance(answer, Missing):
+            for tenure, fence, answer in zip(held, fences, answers, strict=True):
+                if isinstance(answer, Missing):
+                    self._missing(tenure, fence)
+                else:
                     renewed += 1
-                elif tenure.stage is Stage.HELD:
-                    self._missing(tenure)
         lost, session.lost = session.lost, []
         return HeartbeatSeen(tuple(dict.fromkeys(lost)), renewed)
 
     # --- The end of sessions ------------------------------------------------------------------
 
-    def give_back(self, keys: Iterable[tuple[str, str]]) -> None:
+    def give_back(self, keys: Iterable[Key]) -> None:
         """Releases these by lease id, in the background, until the store has confirmed it."""
-        self._unwanted.update(dict.fromkeys(keys))
-        self._unwanted_some.set()
+        self.unwanted.add(keys)
 
     def end(self, tenures: Iterable[Tenure]) -> None:
         """Their session is gone: gives them back."""
@@ -250,13 +281,17 @@ class Leases:
         tenure = self.tenures.find((name, event.lease))
         if tenure is None:
             self.give_back([(name, event.lease)])
-        else:
+        elif tenure.fence < event.grant.fence:  # or an answer has told us already
             self._hold(tenure, event.grant)
 
     def lost(self, name: str, event: HolderLost) -> None:
         """A holder has it no more, and did not release it."""
-        if tenure := self.tenures.find((name, event.lease)):
-            self._lose(tenure, event.reason, event.detail)
+        tenure = self.tenures.find((name, event.lease))
+        if tenure is None or event.fence < tenure.fence:  # it was granted again since
+            return
+        if tenure.stage is not Stage.HELD:  # the answer to its request comes after this
+            self.give_back([tenure.key])
+        self._lose(tenure, event.reason, event.detail, fence=event.fence)
 
     def contended(self, name: str, event: Contended) -> None:
         """Somebody began to wait for what these hold."""
@@ -281,6 +316,8 @@ class Leases:
 
     def _tenure_of(self, session: Session, name: str, claim: Claim) -> Tenure:
         """The session's tenure of this key: its own, one taken over from another, or a new one."""
+        if not session.attached:
+            raise Cancelled("its connection is gone")
         old = self.tenures.find((name, claim.lease))
         if old and old.session is session:
             return old
@@ -294,6 +331,7 @@ class Leases:
         grant = old.outcome
         held = old.stage is Stage.HELD
         new.stage = Stage.ASKED if held else old.stage
+        new.told = old.told
         self.tenures.leave(old, Cancelled("another connection took the wait over"))
         self.tenures.enter(new)
         if held and isinstance(grant, Granted):
@@ -301,30 +339,33 @@ class Leases:
         return new
 
     async def _obtain(self, tenure: Tenure, ask: Callable[[], Awaitable[Answer]]) -> LeaseGrant:
-        """Asks the store, waits if it says so, and answers with the grant or raises."""
-        is_new = tenure.stage is Stage.ASKED
+        """Asks the store, waits if it says so, and answers with the grant or raises.
+
+        What no request waits for any more, and no client was told of, is given back.
+        """
         tenure.requests += 1
         try:
-            answer = await ask()
-            if isinstance(answer, Queued):
-                await self._begin_waiting(tenure)
-                answer = await self._wait(tenure)
-        except Unavailable:
-            if is_new:
-                self._abandon([tenure.key])
-            raise
+            grant = await self._grant(tenure, ask)
+            tenure.told = True
         except trio.Cancelled:
-            if tenure.session.attached and tenure.requests == 1:
-                self._abandon([tenure.key])
+            if tenure.requests == 1:
+                tenure.told = False  # for cancel means to release it, too (law L6)
             raise
         finally:
             tenure.requests -= 1
+            if not tenure.requests and not tenure.told:
+                self._abandon(tenure)
+        return LeaseGrant(tenure.name, tenure.lease, grant.fence, grant.ttl_ms, grant.waited_ms)
+
+    async def _grant(self, tenure: Tenure, ask: Callable[[], Awaitable[Answer]]) -> Granted:
+        answer = await self._ask(tenure, ask)
+        if isinstance(answer, Queued):
+            await self._begin_waiting(tenure)
+            answer = await self._wait(tenure)
         match answer:
             case Granted():
                 self._hold(tenure, answer)
-                return LeaseGrant(
-                    tenure.name, tenure.lease, answer.fence, answer.ttl_ms, answer.waited_ms
-                )
+                return answer
             case Busy():
                 self.tenures.leave(tenure, Cancelled("its lease id left the queue"))
                 raise await self._busy(tenure)
@@ -335,11 +376,32 @@ class Leases:
                 self.tenures.leave(tenure, LimitReached("waiters_per_name", waiting_max))
                 raise LimitReached("waiters_per_name", waiting_max)
             case Mismatch():
-                if is_new:
+                if tenure.stage is Stage.ASKED and tenure.requests == 1:
                     self.tenures.leave(tenure, Lost())
                 raise InvalidParams("$.lease", "is in use with another mode or limit")
             case _:
                 assert_never(answer)
+
+    async def _ask(self, tenure: Tenure, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """The store's answer, if the tenure is still there to take it."""
+        fence = tenure.fence
+        try:
+            answer = await ask()
+        except (Unavailable, trio.Cancelled):
+            self._give_back_left_over(tenure)
+            raise
+        if isinstance(answer, Queued):  # what it held when it asked is lost
+            self._missing(tenure, fence)
+        if isinstance(tenure.outcome, RpcError):
+            if isinstance(answer, Granted | Queued):
+                self._give_back_left_over(tenure)
+            raise tenure.outcome
+        return answer
+
+    def _give_back_left_over(self, tenure: Tenure) -> None:
+        """It was left while the store was asked for it, and nobody has taken it over."""
+        if tenure.stage is Stage.OVER and not self.tenures.find(tenure.key):
+            self.give_back([tenure.key])
 
     async def _begin_waiting(self, tenure: Tenure) -> None:
         """It is in the queue, and may stay there if its session has not too many there already."""
@@ -347,9 +409,9 @@ class Leases:
             tenure.stage = Stage.WAITING
             most = self.limits.waiters_per_session
             if tenure.session.waiting > most:
-                await self._leave_queue(tenure)
-                self.tenures.leave(tenure, LimitReached("waiters_per_session", most))
-                raise LimitReached("waiters_per_session", most)
+                reached = LimitReached("waiters_per_session", most)
+                await self._leave_queue(tenure, reached)
+                raise reached
 
     async def _wait(self, tenure: Tenure) -> Granted | Busy:
         """Until it is granted (`Granted`), or the wait is over (`Busy`)."""
@@ -358,18 +420,17 @@ class Leases:
         if tenure.outcome is None:
             if tenure.requests > 1:  # a repeat of this request goes on waiting
                 raise await self._busy(tenure)
-            await self._leave_queue(tenure)
+            await self._leave_queue(tenure, Cancelled("its lease id left the queue"))
             return Busy()
         if isinstance(tenure.outcome, RpcError):
             raise tenure.outcome
         return tenure.outcome
 
-    async def _leave_queue(self, tenure: Tenure) -> None:
+    async def _leave_queue(self, tenure: Tenure, outcome: RpcError) -> None:
         """Its wait is over. What was granted at the very last moment goes back, too (law L6)."""
-        try:
-            await self.store.release(*tenure.key)
-        except Unavailable:
-            self._abandon([tenure.key])
+        self.tenures.leave(tenure, outcome)
+        with suppress(Unavailable):
+            await self.unwanted.release(tenure.key)
 
     async def _busy(self, tenure: Tenure) -> BusyError:
         shown = self.limits.holders_in_busy
@@ -387,41 +448,30 @@ class Leases:
         self.tenures.hold(tenure, grant)
         self.renewals.plan(tenure)
 
-    def _lose(self, tenure: Tenure, reason: LostReason, detail: str | None) -> None:
+    def _lose(
+        self, tenure: Tenure, reason: LostReason, detail: str | None, *, fence: int | None = None
+    ) -> None:
         session = tenure.session
         self.tenures.leave(tenure, Lost())
         if len(session.lost) < self.limits.leases_per_session:
             session.lost.append(tenure.lease)
-        session.notify(LeaseLost(tenure.name, tenure.lease, tenure.fence, reason, detail))
+        session.notify(LeaseLost(tenure.name, tenure.lease, fence or tenure.fence, reason, detail))
 
-    def _missing(self, tenure: Tenure) -> None:
-        """The store says that it does not hold; no event said why."""
-        self._lose(tenure, LostReason.EXPIRED, None)
+    def _missing(self, tenure: Tenure, fence: int) -> None:
+        """The store says that this grant is gone; no event said why."""
+        if tenure.stage is Stage.HELD and tenure.fence == fence:
+            self._lose(tenure, LostReason.EXPIRED, None)
 
-    def _abandon(self, keys: Iterable[tuple[str, str]]) -> None:
-        """Nobody wants these any more: out of the session, and back to the store."""
-        for key in list(keys):
-            if tenure := self.tenures.find(key):
-                self.tenures.leave(tenure, Cancelled())
-            self.give_back([key])
+    def _abandon(self, tenure: Tenure) -> None:
+        """Nobody wants it any more: out of the session, and back to the store.
+
+        If its connection is gone, the grace decides.
+        """
+        if tenure.stage is not Stage.OVER and tenure.session.attached:
+            self.tenures.leave(tenure, Cancelled())
+            self.give_back([tenure.key])
 
     # --- Tasks --------------------------------------------------------------------------------
-
-    async def _give_back(self) -> None:
-        while True:
-            await self._unwanted_some.wait()
-            self._unwanted_some = trio.Event()
-            while self._unwanted:
-                key = next(iter(self._unwanted))
-                if key not in self._unwanted or self.tenures.find(key):
-                    self._unwanted.pop(key, None)  # it was asked for again
-                    continue
-                try:
-                    await self.store.release(*key)
-                except Unavailable:
-                    await trio.sleep(self.limits.store_retry_ms / 1000)
-                else:
-                    self._unwanted.pop(key, None)
 
     async def _vouch_for_waiters(self) -> None:
         """Says in good time that the waiters are alive; queues those again that were dropped."""
@@ -438,7 +488,11 @@ class Leases:
                 _log.warning("waiters not vouched for", outcome=problem.outcome)
 
     async def _queue_again(self, tenure: Tenure) -> None:
+        if tenure.claim.ttl_ms == 0:  # resumed from another server, which knew what it asked for
+            self.tenures.leave(tenure, Lost())
+            return
         answer = await self.store.acquire(tenure.name, tenure.claim, wait=True)
+        self._give_back_left_over(tenure)
         if tenure.stage is not Stage.WAITING:
             return
         if isinstance(answer, Granted):

@@ -27,11 +27,11 @@ _PER_TTL: Final = 3
 
 @define(eq=False)
 class Renewals:
-    """The schedule of renewals. `on_missing` hears of each lease that turned out to be gone."""
+    """The schedule of renewals. `on_missing` hears of each grant, by fence, that is gone."""
 
     store: Store
     limits: Limits
-    on_missing: Callable[[Tenure], None]
+    on_missing: Callable[[Tenure, int], None]
     random: Random = field(factory=Random)
     _alarms: Alarms[Session] = field(init=False, repr=False)
     _batch: dict[Tenure, None] = field(factory=dict, init=False, repr=False)
@@ -53,7 +53,7 @@ class Renewals:
 
     def alive(self, session: Session) -> None:
         """The session gave a sign of life just now: what is due soon joins the next batch."""
-        if session.liveness is not Liveness.PONG:
+        if session.liveness is not Liveness.PONG or not session.attached:
             return
         now_ms = trio_ms()
         if session.renewals_due_ms is not None and now_ms < session.renewals_due_ms:
@@ -87,7 +87,7 @@ class Renewals:
                 self._alarms.set(session, tenure.due_ms)
 
     def _ask_for_life(self, session: Session) -> None:
-        session.renewals_due_ms = None
+        # It stays due, so that the next sign of life counts, whatever is planned until then.
         session.ping()
 
     async def _renew_batches(self) -> None:
@@ -96,17 +96,17 @@ class Renewals:
             self._filled = trio.Event()
             batch = [tenure for tenure in self._batch if tenure.stage is Stage.HELD]
             self._batch = {}
+            fences = [tenure.fence for tenure in batch]
             try:
                 answers = await self.store.renew([Renewal(t.name, t.lease) for t in batch])
             except Unavailable:
                 # Whoever is renewed later than now must have shown life later than now (L8).
                 for tenure in batch:
-                    self._set_due(tenure, self.limits.store_retry_ms)
+                    soon_ms = tenure.claim.ttl_ms / _PER_TTL / 2
+                    self._set_due(tenure, min(self.limits.store_retry_ms, soon_ms))
                 continue
-            for tenure, answer in zip(batch, answers, strict=True):
-                if tenure.stage is not Stage.HELD:
-                    continue  # released while the store was asked
+            for tenure, fence, answer in zip(batch, fences, answers, strict=True):
                 if isinstance(answer, Missing):
-                    self.on_missing(tenure)
-                else:
+                    self.on_missing(tenure, fence)
+                elif tenure.stage is Stage.HELD:  # not released while the store was asked
                     self.plan(tenure)

@@ -77,6 +77,8 @@ class Tenure:
     """When the holder was last told that others wait."""
     requests: int = 0
     """How many requests wait on it now."""
+    told: bool = False
+    """Whether a request was answered with its grant."""
     outcome: Granted | RpcError | None = None
     settled: trio.Event = field(factory=trio.Event)
 
@@ -91,10 +93,10 @@ class Tenure:
         return self.name, self.claim.lease
 
     def settle(self, outcome: Granted | RpcError) -> None:
-        """Says how the wait ended. The first word counts."""
-        if self.outcome is None:
-            self.outcome = outcome
-            self.settled.set()
+        """Says how the wait ended. The last word counts: what was granted may be lost again
+        before those who wait for it have come to read it."""
+        self.outcome = outcome
+        self.settled.set()
 
 
 @define(eq=False)

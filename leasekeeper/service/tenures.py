@@ -44,7 +44,8 @@ class Tenures:
         tenure.session.tenures[tenure.key] = tenure
 
     def hold(self, tenure: Tenure, grant: Granted) -> None:
-        """The store granted it."""
+        """The store granted it, or granted it again."""
+        assert tenure.stage is not Stage.OVER
         tenure.fence = grant.fence
         if tenure.stage is not Stage.HELD:
             tenure.stage = Stage.HELD

@@ -1,0 +1,97 @@
+"""What nobody wants any more: released by lease id until the store has confirmed it."""
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import trio
+from attrs import define, field
+
+from leasekeeper.core.lock import Left
+from leasekeeper.errors import Unavailable
+from leasekeeper.messages import Key
+from leasekeeper.service.limits import Limits
+from leasekeeper.store.api import Store
+
+_AT_ONCE: Final = 16
+"""So many are given back side by side: one that the store is slow at does not keep the others."""
+
+
+@define
+class _Leaving:
+    """The store calls under way that release one key."""
+
+    calls: int = 0
+    done: trio.Event = field(factory=trio.Event)
+
+
+@define(eq=False)
+class Unwanted:
+    """Releases, at once or in the background. `is_wanted`: whether it was asked for again."""
+
+    store: Store
+    limits: Limits
+    is_wanted: Callable[[Key], bool]
+    _keys: dict[Key, None] = field(factory=dict, init=False, repr=False)
+    _some: trio.Event = field(factory=trio.Event, init=False)
+    _leaving: dict[Key, _Leaving] = field(factory=dict, init=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self._keys) + len(self._leaving)
+
+    async def run(self) -> None:
+        """Gives back in the background, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(_AT_ONCE):
+                nursery.start_soon(self._give_back)
+
+    def add(self, keys: Iterable[Key]) -> None:
+        """Releases these in the background, unless they are asked for again before."""
+        self._keys.update(dict.fromkeys(keys))
+        if self._keys:
+            self._some.set()
+
+    async def release(self, key: Key) -> Left:
+        """Releases now.
+
+        Raises:
+            Unavailable: the store did not answer; it will be asked until it does.
+
+        Cancellation:
+            It is released in the background.
+        """
+        leaving = self._leaving.setdefault(key, _Leaving())
+        leaving.calls += 1
+        try:
+            return await self.store.release(*key)
+        except (Unavailable, trio.Cancelled):
+            self.add([key])
+            raise
+        finally:
+            leaving.calls -= 1
+            if not leaving.calls:
+                del self._leaving[key]
+                leaving.done.set()
+
+    async def settled(self, key: Key) -> None:
+        """Waits while the store is being asked to release this key.
+
+        Whoever asks for the key does so after this, or the release, if it reached the store later,
+        would take away what was just granted.
+        """
+        while leaving := self._leaving.get(key):
+            await leaving.done.wait()
+
+    async def _give_back(self) -> None:
+        while True:
+            while not self._keys:
+                if self._some.is_set():
+                    self._some = trio.Event()
+                await self._some.wait()
+            key = next(iter(self._keys))
+            del self._keys[key]
+            if self.is_wanted(key):
+                continue
+            try:
+                await self.release(key)
+            except Unavailable:
+                await trio.sleep(self.limits.store_retry_ms / 1000)
