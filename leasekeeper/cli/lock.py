@@ -39,7 +39,7 @@ class Task:
 
 @click.command()
 @click.argument("name")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @server_options
 @click.option(
     "--ttl",
@@ -48,21 +48,24 @@ class Task:
     show_default=True,
     envvar="LEASEKEEPER_TTL",
     metavar="S",
-    help="Seconds the lease lasts after the last sign of life of this program.",
+    help="Seconds the lease lasts after the last sign of life of this program. It is renewed "
+    "for as long as COMMAND runs.",
 )
 @click.option(
     "--wait",
     type=click.FloatRange(0),
     envvar="LEASEKEEPER_WAIT",
     metavar="S",
-    help="Seconds to wait for it; 0 tries once. Without it: for ever.",
+    help="Seconds to wait for the lease; 0 tries once. Without it: for ever.",
 )
-@click.option("--shared", is_flag=True, help="Hold it beside other shared holders.")
+@click.option(
+    "--shared", is_flag=True, help="Hold the lease together with others who take it shared."
+)
 @click.option(
     "--limit",
     type=click.IntRange(1, 10_000),
     metavar="N",
-    help="At most N holders at once. It implies --shared.",
+    help="Hold it together with at most N - 1 others. It implies --shared.",
 )
 @click.option("--label", metavar="TEXT", help="Shown to others. Without it: the command's name.")
 @click.option(

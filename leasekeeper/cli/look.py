@@ -19,7 +19,10 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, one
 def ls(
     prefix: str, urls: tuple[str, ...], token_file: Path | None, limit: int | None, as_json: bool
 ) -> None:
-    """List held leases, ordered by name; with PREFIX, those whose names begin with it."""
+    """List the leases that are held, by name.
+
+    With PREFIX, only those whose names begin with it.
+    """
     run(lambda: _ls(reach(urls, token_file), prefix, limit, as_json))
 
 
@@ -48,7 +51,7 @@ async def _ls(where: Reach, prefix: str, limit: int | None, as_json: bool) -> No
 @server_options
 @_as_json
 def show(name: str, urls: tuple[str, ...], token_file: Path | None, as_json: bool) -> None:
-    """Show who holds NAME, and who waits for it, in order."""
+    """Show who holds NAME and who waits for it."""
 
     async def inspect() -> None:
         async with connected(reach(urls, token_file)) as keeper:
@@ -65,9 +68,9 @@ def show(name: str, urls: tuple[str, ...], token_file: Path | None, as_json: boo
 def break_(
     name: str, urls: tuple[str, ...], token_file: Path | None, reason: str | None, as_json: bool
 ) -> None:
-    """Put all holders of NAME out; they are told so. The next waiter gets it.
+    """Take NAME away from all its holders.
 
-    Exits with 1 if nobody held it.
+    They are told so, and the next in the queue gets it. Exits with 1 if nobody held it.
     """
 
     async def put_out() -> int:
@@ -82,12 +85,20 @@ def break_(
 @click.command()
 @click.argument("name")
 @server_options
-@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N states.")
+@click.option(
+    "--count",
+    type=click.IntRange(1),
+    metavar="N",
+    help="End after printing N states; the first is the present one.",
+)
 @_as_json
 def watch(
     name: str, urls: tuple[str, ...], token_file: Path | None, count: int | None, as_json: bool
 ) -> None:
-    """Print who holds NAME now, and again on every change, until interrupted."""
+    """Print who holds NAME, now and on every change.
+
+    It goes on until interrupted, or for --count states.
+    """
     run(lambda: _watch(reach(urls, token_file), name, count, as_json))
 
 

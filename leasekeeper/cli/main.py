@@ -21,6 +21,12 @@ _COMMANDS: Final = {
 """Imported only when they are run: `lock` stands in front of other people's commands."""
 
 
+class _CannotWork(click.ClickException):
+    """A configuration that cannot work: exit code 2 and one line."""
+
+    exit_code = 2
+
+
 class _Group(click.Group):
     """Ends with exit code 2 and one line where the configuration cannot work."""
 
@@ -28,7 +34,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except ConfigurationError as error:
-            raise click.UsageError(str(error)) from error
+            raise _CannotWork(str(error)) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -50,27 +56,64 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     try:
         tables: dict[str, Any] = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"cannot read the configuration {path}: {error}") from error
+        raise _CannotWork(f"cannot read the configuration {path}: {error}") from error
     assert isinstance(ctx.command, click.Group)
     shared = {key: value for key, value in tables.items() if not isinstance(value, dict)}
-    defaults: dict[str, dict[str, Any]] = {}
-    for name in ctx.command.list_commands(ctx):
-        command = ctx.command.get_command(ctx, name)
-        assert command is not None
-        known = {param.name for param in command.params}
-        table = _underscored(shared | tables.get(name, {}))
-        unknown = sorted(table.keys() - known - _underscored(shared).keys())
-        if unknown:
-            raise click.UsageError(f"{path}: [{name}] has no setting {unknown[0]!r}")
-        defaults[name] = {key: value for key, value in table.items() if key in known}
-    for name in tables:
-        if name not in shared and name not in _COMMANDS:
-            raise click.UsageError(f"{path}: there is no command for the table [{name}]")
-    ctx.default_map = defaults
+    options = {name: _options(ctx.command.get_command(ctx, name)) for name in _COMMANDS}
+    for name in tables.keys() - shared.keys() - _COMMANDS.keys():
+        raise _CannotWork(f"{path}: there is no command for the table [{name}]")
+    for key in shared:
+        if not any(_flag_name(key) in each for each in options.values()):
+            raise _CannotWork(f"{path}: no command has a setting {key!r}")
+    ctx.default_map = {
+        name: _defaults(
+            f"{path}: [{name}]",
+            known,
+            {key: value for key, value in shared.items() if _flag_name(key) in known}
+            | tables.get(name, {}),
+        )
+        for name, known in options.items()
+    }
 
 
-def _underscored(table: dict[str, Any]) -> dict[str, Any]:
-    return {key.replace("-", "_"): value for key, value in table.items()}
+def _options(command: click.Command | None) -> dict[str, click.Option]:
+    """The options of a command that a file may set, by the name of their flag."""
+    assert command is not None
+    return {
+        flag.removeprefix("--"): param
+        for param in command.params
+        if isinstance(param, click.Option) and param.expose_value
+        for flag in param.opts
+    }
+
+
+def _defaults(
+    where: str, options: dict[str, click.Option], table: dict[str, Any]
+) -> dict[str, Any]:
+    """A table's settings, under the names of the parameters they are for."""
+    defaults = {}
+    for key, value in table.items():
+        option = options.get(_flag_name(key))
+        if option is None or option.name is None:
+            raise _CannotWork(f"{where} has no setting {key!r}")
+        default = _as_flags(value, option)
+        if default is None:
+            raise _CannotWork(f"{where} {key}: {value!r} is no value for --{_flag_name(key)}")
+        defaults[option.name] = default
+    return defaults
+
+
+def _flag_name(key: str) -> str:
+    return key.replace("_", "-")
+
+
+def _as_flags(value: object, option: click.Option) -> object:
+    """The value as the flag would have it: `true` is no number; None if it cannot be one."""
+    if option.is_flag:
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool | dict) or isinstance(value, list) != option.multiple:
+        return [str(value)] if option.multiple and isinstance(value, str) else None
+    return [str(each) for each in value] if isinstance(value, list) else str(value)
 
 
 @click.group(
@@ -85,8 +128,8 @@ def _underscored(table: dict[str, Any]) -> dict[str, Any]:
     is_eager=True,
     expose_value=False,
     callback=_read_config,
-    help="A TOML file: one table per command, one key per option. Flags win over LEASEKEEPER_* "
-    "variables, and those over the file.",
+    help="A TOML file: one table per command, such as [serve], with one key per option. Flags win "
+    "over LEASEKEEPER_* variables, and those over the file.",
 )
 def main() -> None:
     """A lock and lease server: fenced leases, FIFO waiting, and holders who know when they lost.
