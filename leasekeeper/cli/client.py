@@ -1,6 +1,7 @@
 """What the commands that are clients have in common: how to reach a server, and how to fail."""
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,12 +12,27 @@ from typing import Final, NoReturn, TypeVar
 import click
 import trio
 from attrs import frozen
-from leasekeeper_client import ConnectionFailed, Keeper, KeeperError, connect
+from leasekeeper_client import (
+    ConnectionFailed,
+    Draining,
+    Forbidden,
+    Keeper,
+    KeeperError,
+    Overloaded,
+    Unauthenticated,
+    Unavailable,
+    connect,
+)
 
 F = TypeVar("F", bound=Callable[..., object])
 
 UNAVAILABLE: Final = 69
-"""EX_UNAVAILABLE of sysexits.h: no server could be reached."""
+"""EX_UNAVAILABLE of sysexits.h: no server could be reached, or it cannot serve now."""
+FAILED: Final = 70
+"""EX_SOFTWARE of sysexits.h: the server answered with an error that has no code of its own."""
+REFUSED: Final = 77
+"""EX_NOPERM of sysexits.h: the server wants a token, or another one."""
+_CONNECT_S: Final = 5.0
 _DEFAULT_URL: Final = "ws://127.0.0.1:7420"
 
 
@@ -63,27 +79,39 @@ def reach(urls: tuple[str, ...], token_file: Path | None) -> Reach:
 async def connected(where: Reach) -> AsyncIterator[Keeper]:
     """A connection to one of the servers, under this machine's and process' name."""
     name = f"leasekeeper@{socket.gethostname()}:{os.getpid()}"
-    async with connect(list(where.urls), client=name, token=where.token) as keeper:
+    async with connect(
+        list(where.urls), client=name, token=where.token, connect_timeout=_CONNECT_S
+    ) as keeper:
         yield keeper
 
 
 def run(main: Callable[[], Awaitable[int | None]]) -> NoReturn:
-    """Runs it, and exits with its code; with 69 where no server can be reached."""
+    """Runs it, and exits with its code, or with one of ours for what went wrong."""
 
     async def entry() -> int:
         return await main() or 0
 
     try:
         code = trio.run(entry)
-    except* ConnectionFailed as group:
-        code = complain(UNAVAILABLE, str(_first(group)))
-    except* KeeperError as group:
-        code = complain(1, str(_first(group)))
-    except* ValueError as group:
-        raise click.UsageError(str(_first(group))) from None
-    except* KeyboardInterrupt:
-        code = 130
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as raised:
+        error = _first(raised)
+        if isinstance(error, ValueError):
+            raise click.UsageError(str(error)) from None
+        if isinstance(error, KeeperError):
+            code = complain(_code_of(error), str(error))
+        elif isinstance(error, KeyboardInterrupt):
+            code = 128 + signal.SIGINT
+        else:
+            raise
     sys.exit(code)
+
+
+def _code_of(error: KeeperError) -> int:
+    if isinstance(error, Unauthenticated | Forbidden):
+        return REFUSED
+    if isinstance(error, ConnectionFailed | Unavailable | Draining | Overloaded):
+        return UNAVAILABLE
+    return FAILED
 
 
 def complain(code: int, problem: str) -> int:
@@ -97,8 +125,7 @@ def plain(text: str | None) -> str:
     return "".join(char if char.isprintable() else "?" for char in text or "")
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
+def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -99,7 +99,9 @@ def lock(
       COMMAND's own; 128 + N if signal N ended it
       75   busy: the wait was over
       76   lost: the lease was lost, and COMMAND was stopped
-      69   no server could be reached
+      69   no server could be reached, or it cannot serve now
+      70   the server answered with another error
+      77   the server wants a token, or another one
       126  COMMAND cannot be executed
       127  COMMAND was not found
     """

@@ -1,6 +1,5 @@
 """`leasekeeper lock NAME -- COMMAND`: whatever happens, the command runs only under its lease."""
 
-import functools
 import os
 import signal
 import sys
@@ -9,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from subprocess import Popen
 
-import leasekeeper_client
 import leasekeeper_client.sync as keepers
 import pytest
 
@@ -100,8 +98,7 @@ def test_busy_names_the_holder(server: RunningServer) -> None:
 def test_the_other_commands_say_the_same(
     monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
-    hasty = functools.partial(leasekeeper_client.connect, connect_timeout=0.2)
-    monkeypatch.setattr("leasekeeper.cli.client.connect", hasty)
+    monkeypatch.setattr("leasekeeper.cli.client._CONNECT_S", 0.2)
     said = leasekeeper(*command, "--url", "ws://127.0.0.1:1")
     assert said.exit_code == 69
     assert said.stderr == "leasekeeper: no server at ws://127.0.0.1:1/ within 0.2 s\n"
@@ -310,3 +307,11 @@ def test_without_a_server_nothing_is_run(hopeless: Popen[bytes]) -> None:
     assert complaints.startswith(b"leasekeeper: no server at ws://127.0.0.1:1/")
     assert len(complaints.splitlines()) == 1
     assert output == b""
+
+
+def test_a_server_that_wants_a_token_is_told_apart_from_none() -> None:
+    """77, not the command's own code and not "no server"."""
+    with running_server(token="right") as server:
+        said = leasekeeper("lock", "n", "--url", server.url, "--", "true")
+    assert said.exit_code == 77
+    assert len(said.stderr.splitlines()) == 1
