@@ -9,9 +9,8 @@ import math
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from secrets import token_hex
-from typing import Final, assert_never
+from typing import assert_never
 
-import structlog
 import trio
 from attrs import define, evolve, field
 
@@ -62,10 +61,9 @@ from leasekeeper.service.renewal import Renewals
 from leasekeeper.service.session import Session, Stage, Tenure
 from leasekeeper.service.tenures import Tenures
 from leasekeeper.service.unwanted import Unwanted
+from leasekeeper.service.vouching import Vouching
 from leasekeeper.store.alarms import trio_ms
 from leasekeeper.store.api import Renewal, Store
-
-_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 Answer = Granted | Queued | Busy | QueueFull | Mismatch | Missing
 
@@ -81,20 +79,24 @@ class Leases:
     """Set once this server is going away: when to come back to its successor."""
     tenures: Tenures = field(factory=Tenures, init=False)
     renewals: Renewals = field(init=False)
-    unwanted: Unwanted = field(init=False)
+    _unwanted: Unwanted = field(init=False, repr=False)
+    _vouching: Vouching = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self.renewals = Renewals(self.store, self.limits, self._missing)
-        self.unwanted = Unwanted(
+        self._unwanted = Unwanted(
             self.store, self.limits, lambda key: self.tenures.find(key) is not None
+        )
+        self._vouching = Vouching(
+            self.store, self.limits, self.tenures, self._hold, self._give_back_left_over
         )
 
     async def run(self) -> None:
         """Renews, vouches for waiters and gives back what is unwanted, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.renewals.run)
-            nursery.start_soon(self._vouch_for_waiters)
-            nursery.start_soon(self.unwanted.run)
+            nursery.start_soon(self._vouching.run)
+            nursery.start_soon(self._unwanted.run)
 
     # --- Requests -----------------------------------------------------------------------------
 
@@ -123,7 +125,7 @@ class Leases:
             alive_ms=self.limits.waiter_alive_ms,
         )
         until = _wait_until(ask.wait_ms)
-        await self.unwanted.settled((ask.name, claim.lease))
+        await self._unwanted.settled((ask.name, claim.lease))
         tenure = self._tenure_of(session, ask.name, claim)
         tenure.auto_renew, tenure.on_drop = ask.auto_renew, ask.on_drop
         tenure.wait_until = until
@@ -154,7 +156,10 @@ class Leases:
                 if tenure := self.tenures.find((name, lease)):
                     tenure.requests += 1
                     taken.append(tenure)
-            return await self._renew_all(grants)
+            answer = await self._renew_all(grants)
+            if any(tenure.stage is Stage.OVER for tenure in taken):
+                raise Lost  # one went while the store was asked
+            return answer
         except (RpcError, trio.Cancelled):
             for tenure in taken:
                 if tenure.requests == 1:  # or a repeat of this request wants it
@@ -193,7 +198,7 @@ class Leases:
         self._refuse_while_draining()
         claim = Claim(ask.lease, ttl_ms=0, server=self.server)
         until = _wait_until(ask.wait_ms)
-        await self.unwanted.settled((ask.name, ask.lease))
+        await self._unwanted.settled((ask.name, ask.lease))
         tenure = self._tenure_of(session, ask.name, claim)
         if ask.wait_ms != ORIGINAL_WAIT:
             tenure.wait_until = until
@@ -222,7 +227,10 @@ class Leases:
             if tenure:
                 self._missing(tenure, fence)
             raise Lost
-        if tenure := self.tenures.find((ask.name, ask.lease)):
+        known = self.tenures.find((ask.name, ask.lease))
+        if tenure and not known:
+            raise Lost  # it went while the store was asked
+        if tenure := known:
             if ask.ttl_ms is not None:
                 tenure.claim = evolve(tenure.claim, ttl_ms=ask.ttl_ms)
             self.renewals.plan(tenure)
@@ -240,7 +248,7 @@ class Leases:
         key = (ask.name, ask.lease)
         if tenure := self.tenures.find(key):
             self.tenures.leave(tenure, Cancelled("its lease id was released"))
-        left = await self.unwanted.release(key)
+        left = await self._unwanted.release(key)
         return LeaseReleased(released=left is Left.HELD)
 
     async def heartbeat(self, session: Session) -> HeartbeatSeen:
@@ -266,7 +274,7 @@ class Leases:
 
     def give_back(self, keys: Iterable[Key]) -> None:
         """Releases these by lease id, in the background, until the store has confirmed it."""
-        self.unwanted.add(keys)
+        self._unwanted.add(keys)
 
     def end(self, tenures: Iterable[Tenure]) -> None:
         """Their session is gone: gives them back."""
@@ -383,13 +391,24 @@ class Leases:
                 assert_never(answer)
 
     async def _ask(self, tenure: Tenure, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        """The store's answer, if the tenure is still there to take it."""
+        """The store's answer, if the tenure is still there to take it.
+
+        Repeated requests ask one after the other, so that no answer is older than another's.
+        """
+        while tenure.asking is not None:
+            await tenure.asking.wait()
+        if isinstance(tenure.outcome, RpcError):
+            raise tenure.outcome
+        asking = tenure.asking = trio.Event()
         fence = tenure.fence
         try:
             answer = await ask()
         except (Unavailable, trio.Cancelled):
             self._give_back_left_over(tenure)
             raise
+        finally:
+            tenure.asking = None
+            asking.set()
         if isinstance(answer, Queued):  # what it held when it asked is lost
             self._missing(tenure, fence)
         if isinstance(tenure.outcome, RpcError):
@@ -430,7 +449,7 @@ class Leases:
         """Its wait is over. What was granted at the very last moment goes back, too (law L6)."""
         self.tenures.leave(tenure, outcome)
         with suppress(Unavailable):
-            await self.unwanted.release(tenure.key)
+            await self._unwanted.release(tenure.key)
 
     async def _busy(self, tenure: Tenure) -> BusyError:
         shown = self.limits.holders_in_busy
@@ -470,35 +489,6 @@ class Leases:
         if tenure.stage is not Stage.OVER and tenure.session.attached:
             self.tenures.leave(tenure, Cancelled())
             self.give_back([tenure.key])
-
-    # --- Tasks --------------------------------------------------------------------------------
-
-    async def _vouch_for_waiters(self) -> None:
-        """Says in good time that the waiters are alive; queues those again that were dropped."""
-        while True:
-            await trio.sleep(self.limits.waiter_alive_ms / 3 / 1000)
-            waiting = [tenure for tenure in self.tenures if tenure.stage is Stage.WAITING]
-            try:
-                alive_ms = self.limits.waiter_alive_ms
-                answers = await self.store.touch([t.key for t in waiting], alive_ms)
-                for tenure, in_queue in zip(waiting, answers, strict=True):
-                    if not in_queue and tenure.stage is Stage.WAITING:
-                        await self._queue_again(tenure)
-            except Unavailable as problem:
-                _log.warning("waiters not vouched for", outcome=problem.outcome)
-
-    async def _queue_again(self, tenure: Tenure) -> None:
-        if tenure.claim.ttl_ms == 0:  # resumed from another server, which knew what it asked for
-            self.tenures.leave(tenure, Lost())
-            return
-        answer = await self.store.acquire(tenure.name, tenure.claim, wait=True)
-        self._give_back_left_over(tenure)
-        if tenure.stage is not Stage.WAITING:
-            return
-        if isinstance(answer, Granted):
-            self._hold(tenure, answer)
-        elif not isinstance(answer, Queued):
-            self.tenures.leave(tenure, Lost())
 
 
 def _wait_until(wait_ms: int | None) -> float:

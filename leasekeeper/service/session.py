@@ -77,6 +77,8 @@ class Tenure:
     """When the holder was last told that others wait."""
     requests: int = 0
     """How many requests wait on it now."""
+    asking: trio.Event | None = None
+    """While a request asks the store: set when it has its answer."""
     told: bool = False
     """Whether a request was answered with its grant."""
     outcome: Granted | RpcError | None = None

@@ -41,6 +41,8 @@ STRANGER = "0" * 32
 DURATIONS = st.sampled_from([100, 150, 300])
 WHO = st.integers(0, WAITING_MAX + 2)
 """Someone who holds or waits, by place; or a stranger."""
+LATE = st.sampled_from([0, 0, 0, 1, 100, 300])
+"""How much time passed before a call, unnoticed: what it is about may have run out."""
 
 
 @define
@@ -217,9 +219,10 @@ class LockMachine(RuleBasedStateMachine):
         waiting = {one.claim.lease for one in self.model.queue}
         assert all(turn > mine for other, turn in self.turns.items() if other in waiting)
 
-    def someone(self, who: int) -> str:
-        """A lease id: of one who held or waited until now, or of a stranger. Time has passed."""
+    def someone(self, who: int, late_ms: int) -> str:
+        """A lease id: of one who held or waited until now, or of a stranger. Then time passes."""
         known = [one.claim.lease for one in self.model.holders + self.model.queue]
+        self.pass_time(late_ms)
         self.model.settle(self.now)
         return [*known, STRANGER][who % (len(known) + 1)]
 
@@ -270,10 +273,10 @@ class LockMachine(RuleBasedStateMachine):
         """And may not hold it for long, so that two bounds meet."""
         self.acquire(Claim(lease, 100, max_hold_ms=max_hold_ms, alive_ms=300), wait=True)
 
-    @rule(who=WHO, wait=st.booleans())
-    def a_client_repeats_its_request(self, who: int, wait: bool) -> None:
+    @rule(who=WHO, late_ms=LATE, wait=st.booleans())
+    def a_client_repeats_its_request(self, who: int, late_ms: int, wait: bool) -> None:
         """L6, and it finds out what became of it."""
-        lease = self.someone(who)
+        lease = self.someone(who, late_ms)
         self.acquire(self.claims.get(lease, Claim(lease, 300)), wait)
 
     def acquire(self, claim: Claim, wait: bool) -> None:
@@ -299,19 +302,19 @@ class LockMachine(RuleBasedStateMachine):
         if not isinstance(answer, Mismatch):
             self.claims[claim.lease] = claim
 
-    @rule(who=WHO)
-    def a_client_releases(self, who: int) -> None:
+    @rule(who=WHO, late_ms=LATE)
+    def a_client_releases(self, who: int, late_ms: int) -> None:
         """L6: and then again."""
-        lease = self.someone(who)
+        lease = self.someone(who, late_ms)
         left = self.lock.release(lease, now=self.now)
         expected = self.model.leave(lease)
         self.model.settle(self.now)
         self.called(left, expected)
         assert self.lock.release(lease, now=self.now) is Left.NOTHING
 
-    @rule(who=WHO, ttl_ms=st.none() | DURATIONS)
-    def a_client_renews(self, who: int, ttl_ms: int | None) -> None:
-        lease = self.someone(who)
+    @rule(who=WHO, late_ms=LATE, ttl_ms=st.none() | DURATIONS)
+    def a_client_renews(self, who: int, late_ms: int, ttl_ms: int | None) -> None:
+        lease = self.someone(who, late_ms)
         holder = self.model.find(self.model.holders, lease)
         expected: Renewed | Missing = Missing()
         if holder:
@@ -319,23 +322,23 @@ class LockMachine(RuleBasedStateMachine):
             expected = Renewed(self.model.extend(holder, self.now))
         self.called(self.lock.renew(lease, ttl_ms, now=self.now), expected)
 
-    @rule(who=WHO, wait=st.booleans())
-    def a_client_resumes(self, who: int, wait: bool) -> None:
+    @rule(who=WHO, late_ms=LATE, wait=st.booleans())
+    def a_client_resumes(self, who: int, late_ms: int, wait: bool) -> None:
         """L7: the lease id is all it takes, on any server."""
-        lease = self.someone(who)
+        lease = self.someone(who, late_ms)
         expected = self.model.ask_again(lease, wait, self.now) or Missing()
         self.called(self.lock.resume(lease, "t", wait=wait, now=self.now), expected)
 
-    @rule(who=WHO, alive_ms=DURATIONS)
-    def a_server_vouches_for_a_waiter(self, who: int, alive_ms: int) -> None:
-        lease = self.someone(who)
+    @rule(who=WHO, late_ms=LATE, alive_ms=DURATIONS)
+    def a_server_vouches_for_a_waiter(self, who: int, late_ms: int, alive_ms: int) -> None:
+        lease = self.someone(who, late_ms)
         waiter = self.model.find(self.model.queue, lease)
         if waiter:
             waiter.end_ms = self.ms + alive_ms
         self.called(self.lock.touch(lease, alive_ms, now=self.now), waiter is not None)
 
     @precondition(lambda self: not self.lock.idle)
-    @rule(detail=st.sampled_from([None, "maintenance"]), late_ms=st.sampled_from([0, 100, 300]))
+    @rule(detail=st.sampled_from([None, "maintenance"]), late_ms=LATE)
     def an_operator_breaks_it(self, detail: str | None, late_ms: int) -> None:
         """What has run out by then is not broken but expired."""
         self.pass_time(late_ms)

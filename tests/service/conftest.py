@@ -23,6 +23,7 @@ from leasekeeper.messages import (
 from leasekeeper.service.keeper import Keeper
 from leasekeeper.service.limits import Limits
 from leasekeeper.service.session import Session
+from leasekeeper.store.api import Store
 from leasekeeper.store.memory import MemoryStore
 
 R = TypeVar("R")
@@ -127,9 +128,9 @@ async def _carry_out(client: Client, params: Params, pending: Pending) -> None:
 
 
 @asynccontextmanager
-async def open_world(limits: Limits) -> AsyncIterator[World]:
+async def open_world(limits: Limits, store: Store | None = None) -> AsyncIterator[World]:
     """A running keeper with these limits."""
-    keeper = Keeper(MemoryStore(waiting_max=limits.waiters_per_name), limits)
+    keeper = Keeper(store or MemoryStore(waiting_max=limits.waiters_per_name), limits)
     async with trio.open_nursery() as nursery:
         await nursery.start(keeper.run)
         yield World(keeper, nursery)

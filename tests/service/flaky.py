@@ -1,0 +1,131 @@
+"""The embedded store behind a network that is slow, loses calls, and loses answers."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+from typing import TypeVar
+
+import trio
+from attrs import define, field, frozen
+
+from leasekeeper.core.lock import (
+    Busy,
+    Claim,
+    Granted,
+    Left,
+    Mismatch,
+    Missing,
+    Queued,
+    QueueFull,
+    Renewed,
+)
+from leasekeeper.errors import Outcome, Unavailable
+from leasekeeper.messages import Key, LeasePage, LeaseState
+from leasekeeper.store.api import Renewal, StoreEvent
+from leasekeeper.store.memory import MemoryStore
+
+T = TypeVar("T")
+
+
+@frozen
+class Fault:
+    """What happens to one call: how long until its effect, how long until its answer, or none."""
+
+    before_s: float = 0
+    after_s: float = 0
+    fails: Outcome | None = None
+
+
+@define(eq=False)
+class FlakyStore:
+    """A `Store`. Faults are scripted per method, or left to chance while `weather` is set."""
+
+    inner: MemoryStore = field(factory=MemoryStore)
+    weather: Random | None = None
+    script: dict[str, list[Fault]] = field(factory=dict)
+    late_s: float = 0
+    """How long events are under way; they keep their order."""
+
+    @property
+    def outlives_process(self) -> bool:
+        return False
+
+    async def run(
+        self,
+        on_event: Callable[[StoreEvent], None],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        send, receive = trio.open_memory_channel[StoreEvent](100_000)
+
+        def forward(event: StoreEvent) -> None:
+            if self.late_s:
+                send.send_nowait(event)
+            else:
+                on_event(event)
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.inner.run, forward)
+            task_status.started()
+            async for event in receive:
+                await trio.sleep(self.late_s)
+                on_event(event)
+
+    async def acquire(
+        self, name: str, claim: Claim, *, wait: bool
+    ) -> Granted | Queued | Busy | QueueFull | Mismatch:
+        return await self._call("acquire", lambda: self.inner.acquire(name, claim, wait=wait))
+
+    async def resume(
+        self, name: str, lease: str, server: str, *, wait: bool
+    ) -> Granted | Queued | Busy | Missing:
+        return await self._call("resume", lambda: self.inner.resume(name, lease, server, wait=wait))
+
+    async def renew(self, renewals: Sequence[Renewal]) -> Sequence[Renewed | Missing]:
+        return await self._call("renew", lambda: self.inner.renew(renewals))
+
+    async def release(self, name: str, lease: str) -> Left:
+        return await self._call("release", lambda: self.inner.release(name, lease))
+
+    async def touch(self, waiters: Sequence[Key], alive_ms: int) -> Sequence[bool]:
+        return await self._call("touch", lambda: self.inner.touch(waiters, alive_ms))
+
+    async def break_(self, name: str, detail: str | None) -> int:
+        return await self._call("break_", lambda: self.inner.break_(name, detail))
+
+    async def inspect(self, name: str, *, holders_max: int, waiting_max: int) -> LeaseState:
+        return await self._call(
+            "inspect",
+            lambda: self.inner.inspect(name, holders_max=holders_max, waiting_max=waiting_max),
+        )
+
+    async def list_leases(self, prefix: str, limit: int, cursor: str | None) -> LeasePage:
+        return await self._call("list", lambda: self.inner.list_leases(prefix, limit, cursor))
+
+    async def watch(self, name: str) -> None:
+        await self._call("watch", lambda: self.inner.watch(name))
+
+    def unwatch(self, name: str) -> None:
+        self.inner.unwatch(name)
+
+    async def _call(self, method: str, effect: Callable[[], Awaitable[T]]) -> T:
+        fault = self._fault(method)
+        if fault.before_s:
+            await trio.sleep(fault.before_s)
+        if fault.fails is Outcome.NONE:
+            raise Unavailable(Outcome.NONE, 100)
+        answer = await effect()
+        if fault.after_s:
+            await trio.sleep(fault.after_s)
+        if fault.fails is Outcome.UNKNOWN:
+            raise Unavailable(Outcome.UNKNOWN, 100)
+        return answer
+
+    def _fault(self, method: str) -> Fault:
+        if scripted := self.script.get(method):
+            return scripted.pop(0)
+        if self.weather is None:
+            return Fault()
+        slow = [0, 0, 0, 0.001, 0.02, 0.3]
+        fails = [None, None, None, None, Outcome.NONE, Outcome.UNKNOWN]
+        chance = self.weather
+        return Fault(chance.choice(slow), chance.choice(slow), chance.choice(fails))
