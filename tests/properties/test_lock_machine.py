@@ -279,6 +279,13 @@ class LockMachine(RuleBasedStateMachine):
         lease = self.someone(who, late_ms)
         self.acquire(self.claims.get(lease, Claim(lease, 300)), wait)
 
+    @precondition(lambda self: self.settled and self.lock.waiting)
+    @rule(place=st.integers(0, WAITING_MAX - 1))
+    def a_waiter_gives_up(self, place: int) -> None:
+        """L5: and whoever waited only for this one gets in."""
+        waiter = self.model.queue[place % len(self.model.queue)]
+        self.acquire(waiter.claim, wait=False)
+
     def acquire(self, claim: Claim, wait: bool) -> None:
         self.model.settle(self.now)
         held = self.model.find(self.model.holders, claim.lease)
