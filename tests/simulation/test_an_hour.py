@@ -16,8 +16,8 @@ from leasekeeper.errors import CloseCode
 from tests.harness import Peer, PeerGone, Refused, Served, serving
 
 HOUR_S = 3600
-CLIENTS = 8
-NAMES = ("a", "b", "c", "d")
+CLIENTS = 5
+NAMES = ("a", "b")
 LIMIT = 3
 BUSY, LOST = errors.Busy.code, errors.Lost.code
 

@@ -1,0 +1,60 @@
+"""How the tests of one name speak of it."""
+
+from collections.abc import Callable
+
+from leasekeeper.core.lock import (
+    Claim,
+    Event,
+    Granted,
+    Lock,
+    Now,
+    Queued,
+    WaiterGranted,
+)
+from leasekeeper.messages import Mode
+
+ANN, BEN, CID, DEE = ("a" * 32, "b" * 32, "c" * 32, "d" * 32)
+TTL_MS = 1000
+START_US = 1_700_000_000_000_000
+
+Call = Callable[[Lock, Now], object]
+
+
+def at(ms: int, us: int | None = None) -> Now:
+    """A moment of the store's clock, `ms` after the start of a test."""
+    return Now(ms, START_US + 1000 * ms if us is None else us)
+
+
+def exclusive(lease: str, *, max_hold_ms: int | None = None, alive_ms: int = 10_000) -> Claim:
+    """Asks for the name alone."""
+    return Claim(lease, TTL_MS, max_hold_ms=max_hold_ms, alive_ms=alive_ms)
+
+
+def shared(lease: str, limit: int | None = None, *, alive_ms: int = 10_000) -> Claim:
+    """Asks for the name together with others, `limit` in all."""
+    return Claim(lease, TTL_MS, Mode.SHARED, limit, alive_ms=alive_ms)
+
+
+def hold(lock: Lock, claim: Claim, ms: int = 0) -> Granted:
+    """Takes the name, which must be possible at once."""
+    grant = lock.acquire(claim, wait=False, now=at(ms))
+    assert isinstance(grant, Granted)
+    return grant
+
+
+def queue(lock: Lock, *claims: Claim, ms: int = 0) -> None:
+    """Lets these wait, in this order."""
+    for claim in claims:
+        assert isinstance(lock.acquire(claim, wait=True, now=at(ms)), Queued)
+    lock.events.clear()
+
+
+def take_events(lock: Lock) -> list[Event]:
+    """What happened since they were last taken."""
+    events, lock.events = lock.events, []
+    return events
+
+
+def granted(lock: Lock) -> list[str]:
+    """The waiters that got it since events were last taken."""
+    return [each.lease for each in take_events(lock) if isinstance(each, WaiterGranted)]
