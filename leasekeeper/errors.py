@@ -47,7 +47,7 @@ class RpcError(LeasekeeperError):
 
     def __init__(self, text: str, data: Mapping[str, object] | None = None) -> None:
         super().__init__(f"{self.name}: {text}")
-        self.data: Final[Mapping[str, object]] = data or {}
+        self.data: Mapping[str, object] = data or {}
 
 
 class ParseError(RpcError):
@@ -170,12 +170,19 @@ class Unavailable(RpcError):
     code = -32020
     name = "unavailable"
 
-    def __init__(self, outcome: Outcome, retry_after_ms: int) -> None:
-        super().__init__(
-            "the store cannot answer now",
-            {"outcome": str(outcome), "retry_after_ms": retry_after_ms},
-        )
+    def __init__(
+        self, outcome: Outcome, retry_after_ms: int, text: str = "the store cannot answer now"
+    ) -> None:
+        super().__init__(text, {"outcome": str(outcome), "retry_after_ms": retry_after_ms})
         self.outcome: Final = outcome
+        self.retry_after_ms: Final = retry_after_ms
+        self.text: Final = text
+
+    def beside(self, **data: object) -> "Unavailable":
+        """The same, with more data."""
+        more = Unavailable(self.outcome, self.retry_after_ms, self.text)
+        more.data = {**self.data, **data}
+        return more
 
 
 class Draining(RpcError):

@@ -124,6 +124,16 @@ def test_an_outage_is_not_contention() -> None:
     assert Unavailable(Outcome.NONE, 0).outcome is Outcome.NONE
 
 
+def test_an_outage_may_say_more_beside_what_it_always_says() -> None:
+    """Without changing the one that others may have been given, too."""
+    problem = Unavailable(Outcome.UNKNOWN, 50, "the store is loading")
+    more = problem.beside(renewed=["a", "b"])
+    assert str(more) == str(problem) == "unavailable: the store is loading"
+    assert (more.outcome, more.retry_after_ms) == (problem.outcome, problem.retry_after_ms)
+    assert more.data == {**problem.data, "renewed": ["a", "b"]}
+    assert problem.data == {"outcome": "unknown", "retry_after_ms": 50}
+
+
 def test_everything_raised_on_purpose_has_one_root() -> None:
     assert issubclass(RpcError, LeasekeeperError)
     assert issubclass(ConfigurationError, LeasekeeperError)

@@ -11,6 +11,11 @@ no later than `next_ms()`.
 
 A lease id names its holder or waiter in every call, so a call repeated has the same answer and
 never a second grant (law L6).
+
+Several servers may act on one name. Each holder and waiter has an owner, SERVER.SERIAL: who asked
+for it last. `by` says which server acts, None where there is only one. A waiter that another
+server's call grants is held for no longer than its own server's word for it, until that server
+renews it: a dead server's turn passes by.
 """
 
 from collections.abc import Iterator
@@ -18,7 +23,15 @@ from enum import StrEnum
 
 from attrs import define, evolve, field, frozen
 
-from leasekeeper.messages import HolderView, LeaseState, LostReason, Mode, WaiterView
+from leasekeeper.messages import (
+    ORIGINAL_WAIT,
+    HolderView,
+    LeaseState,
+    LostReason,
+    Mode,
+    OnDrop,
+    WaiterView,
+)
 
 
 @frozen
@@ -35,7 +48,11 @@ class Now:
 
 @frozen
 class Claim:
-    """What one lease id asks of one name. `alive_ms`: how long a waiter stays without a touch."""
+    """What one lease id asks of one name. `alive_ms`: how long a waiter stays without a touch.
+
+    `wait_ms`, `auto_renew` and `on_drop` change nothing here: they are kept for the server that
+    the lease id is resumed on.
+    """
 
     lease: str = field(repr=False)
     ttl_ms: int
@@ -43,9 +60,13 @@ class Claim:
     limit: int | None = None
     label: str | None = None
     client: str | None = None
-    server: str | None = None
+    owner: str | None = None
     max_hold_ms: int | None = None
     alive_ms: int = 15_000
+    wait_ms: int | None = None
+    """How long it is to wait, from when it was last asked for; None: for ever."""
+    auto_renew: bool = True
+    on_drop: OnDrop = OnDrop.KEEP
 
 
 @frozen
@@ -59,9 +80,10 @@ class Granted:
 
 @frozen
 class Queued:
-    """It waits; position 1 is next."""
+    """It waits; position 1 is next. Whatever it is granted has a fence above `fence`."""
 
     position: int
+    fence: int
 
 
 @frozen
@@ -79,6 +101,19 @@ class QueueFull:
 @frozen
 class Mismatch:
     """The lease id is in use on this name with another mode or limit."""
+
+
+@frozen
+class Elsewhere:
+    """The lease id belongs to another server now, and was not to be taken over."""
+
+
+@frozen
+class Resumed:
+    """What the lease id asked for, with what is left of `wait_ms`, and what it has."""
+
+    claim: Claim
+    answer: Granted | Queued
 
 
 @frozen
@@ -107,6 +142,7 @@ class WaiterGranted:
 
     lease: str = field(repr=False)
     grant: Granted
+    owner: str | None = None
 
 
 @frozen
@@ -117,16 +153,26 @@ class HolderLost:
     fence: int
     reason: LostReason
     detail: str | None = None
+    owner: str | None = None
 
 
 @frozen
 class Contended:
-    """Somebody began to wait."""
+    """Somebody began to wait. `owners` are those of the holders."""
 
     waiting: int
+    owners: tuple[str | None, ...] = ()
 
 
-Event = WaiterGranted | HolderLost | Contended
+@frozen
+class Moved:
+    """What the lease id has does not belong to `owner` any more."""
+
+    lease: str = field(repr=False)
+    owner: str | None = None
+
+
+Event = WaiterGranted | HolderLost | Contended | Moved
 
 
 @define
@@ -135,14 +181,13 @@ class Holder:
 
     claim: Claim
     fence: int
-    ttl_ms: int
     since_ms: int
     expires_ms: int
     hold_until_ms: int | None
 
     def renew(self, now: Now) -> int:
         """Extends to the full TTL, within `max_hold_ms`; returns what is left, in ms."""
-        self.expires_ms = now.ms + self.ttl_ms
+        self.expires_ms = now.ms + self.claim.ttl_ms
         if self.hold_until_ms is not None:
             self.expires_ms = min(self.expires_ms, self.hold_until_ms)
         return self.expires_ms - now.ms
@@ -156,6 +201,11 @@ class Waiter:
     since_ms: int
     asked_ms: int
     alive_until_ms: int
+
+    def left_ms(self, now: Now) -> int | None:
+        """What is left of its wait; None: it waits for ever."""
+        wait_ms = self.claim.wait_ms
+        return None if wait_ms is None else max(0, wait_ms - (now.ms - self.asked_ms))
 
 
 @define
@@ -177,21 +227,26 @@ class Lock:
     # exclusive ones; no holder's limit is exceeded; a queue's head is alive and does not fit.
 
     def acquire(
-        self, claim: Claim, *, wait: bool, now: Now
-    ) -> Granted | Queued | Busy | QueueFull | Mismatch:
+        self, claim: Claim, *, wait: bool, take_over: bool = True, now: Now
+    ) -> Granted | Queued | Busy | QueueFull | Mismatch | Elsewhere:
         """Asks for the name. A holder is renewed and keeps its fence, a waiter keeps its place.
 
-        With `wait` false it leaves the queue if it was in it.
+        Both belong to the claim's owner from then on; unless `take_over` is false and they belong
+        to another server. With `wait` false it leaves the queue if it was in it.
         """
-        self.advance(now)
+        self.advance(now, by=server_of(claim.owner))
         if (known := self._find(claim.lease)) and (
             (known.mode, known.limit) != (claim.mode, claim.limit)
         ):
             return Mismatch()
-        if holder := self._holders.get(claim.lease):
-            return Granted(holder.fence, holder.renew(now), waited_ms=0)
+        if known and not take_over and server_of(known.owner) != server_of(claim.owner):
+            return Elsewhere()
+        if claim.lease in self._holders:
+            return self._hold_again(claim.lease, claim.owner, now)
         if claim.lease in self._queue:
-            return self._ask_again(claim.lease, claim.server, wait=wait, now=now)
+            if wait:
+                return self._queue_again(claim.lease, claim.owner, claim.wait_ms, now)
+            return self._give_up(claim.lease, claim.owner, now)
         if not self._queue and self._fits(claim):
             return self._grant(claim, asked_ms=now.ms, now=now)
         if not wait:
@@ -199,55 +254,78 @@ class Lock:
         if len(self._queue) >= self.waiting_max:
             return QueueFull(self.waiting_max)
         self._queue[claim.lease] = Waiter(claim, now.ms, now.ms, now.ms + claim.alive_ms)
-        self.events.append(Contended(len(self._queue)))
-        return Queued(len(self._queue))
+        owners = tuple(holder.claim.owner for holder in self._holders.values())
+        self.events.append(Contended(len(self._queue), owners))
+        return Queued(len(self._queue), self.fence)
 
     def resume(
-        self, lease: str, server: str | None, *, wait: bool, now: Now
-    ) -> Granted | Queued | Busy | Missing:
-        """Asks again for what this lease id holds or waits for, on behalf of `server`."""
-        self.advance(now)
+        self, lease: str, owner: str | None, *, wait_ms: int | None = ORIGINAL_WAIT, now: Now
+    ) -> Resumed | Busy | Missing:
+        """Takes over, for `owner`, what this lease id holds or waits for.
+
+        `wait_ms` is how long a waiter is to wait from now on; ORIGINAL_WAIT goes on with what is
+        left, and 0 leaves the queue.
+        """
+        self.advance(now, by=server_of(owner))
         if holder := self._holders.get(lease):
-            return Granted(holder.fence, holder.renew(now), waited_ms=0)
-        if lease in self._queue:
-            return self._ask_again(lease, server, wait=wait, now=now)
+            grant = self._hold_again(lease, owner, now)
+            return Resumed(holder.claim, grant)
+        if waiter := self._queue.get(lease):
+            if wait_ms == 0:
+                return self._give_up(lease, owner, now)
+            if wait_ms == ORIGINAL_WAIT:
+                wait_ms = waiter.left_ms(now)
+            queued = self._queue_again(lease, owner, wait_ms, now)
+            return Resumed(waiter.claim, queued)
         return Missing()
 
-    def renew(self, lease: str, ttl_ms: int | None = None, *, now: Now) -> Renewed | Missing:
+    def renew(
+        self, lease: str, ttl_ms: int | None = None, *, now: Now, by: str | None = None
+    ) -> Renewed | Missing:
         """Extends a lease that is held, from now on with `ttl_ms` if given. It never resurrects."""
-        self.advance(now)
+        self.advance(now, by=by)
         holder = self._holders.get(lease)
         if holder is None:
             return Missing()
         if ttl_ms is not None:
-            holder.ttl_ms = ttl_ms
+            holder.claim = evolve(holder.claim, ttl_ms=ttl_ms)
         return Renewed(holder.renew(now))
 
-    def release(self, lease: str, *, now: Now) -> Left:
-        """Gives the lease back, or leaves the queue: after it the id has nothing (law L6)."""
-        self.advance(now)
+    def release(
+        self, lease: str, *, now: Now, by: str | None = None, only_of: str | None = None
+    ) -> Left:
+        """Gives the lease back, or leaves the queue: after it the id has nothing (law L6).
+
+        With `only_of`, only if it belongs to that server: it may have been resumed on another.
+        """
+        self.advance(now, by=by)
+        known = self._find(lease)
+        if known is None or only_of not in {None, server_of(known.owner)}:
+            return Left.NOTHING
+        if by not in {None, server_of(known.owner)}:
+            self.events.append(Moved(lease, known.owner))
         left = self._leave(lease)
-        self.advance(now)
+        self.advance(now, by=by)
         return left
 
-    def touch(self, lease: str, alive_ms: int, *, now: Now) -> bool:
+    def touch(self, lease: str, alive_ms: int, *, now: Now, by: str | None = None) -> bool:
         """Vouches for a waiter for another `alive_ms`. False: it does not wait here."""
-        self.advance(now)
+        self.advance(now, by=by)
         waiter = self._queue.get(lease)
         if waiter is not None:
             waiter.alive_until_ms = now.ms + alive_ms
         return waiter is not None
 
-    def break_(self, detail: str | None = None, *, now: Now) -> int:
+    def break_(self, detail: str | None = None, *, now: Now, by: str | None = None) -> int:
         """Puts every holder out, and says how many they were. The queue moves up."""
-        self.advance(now)
+        self.advance(now, by=by)
         broken = len(self._holders)
         for holder in list(self._holders.values()):
             self._lose(holder, LostReason.BROKEN, detail)
-        self.advance(now)
+        self.advance(now, by=by)
         return broken
 
-    def advance(self, now: Now) -> None:
+    def advance(self, now: Now, *, by: str | None = None) -> None:
         """Lets time pass: expires holders, drops dead waiters at the head, grants what fits."""
         for holder in [h for h in self._holders.values() if h.expires_ms <= now.ms]:
             at_end = holder.expires_ms == holder.hold_until_ms
@@ -258,8 +336,10 @@ class Lock:
                 del self._queue[lease]
             elif self._fits(head.claim):
                 del self._queue[lease]
-                grant = self._grant(head.claim, asked_ms=head.asked_ms, now=now)
-                self.events.append(WaiterGranted(lease, grant))
+                known = by in {None, server_of(head.claim.owner)}
+                known_ms = None if known else head.alive_until_ms
+                grant = self._grant(head.claim, asked_ms=head.asked_ms, now=now, known_ms=known_ms)
+                self.events.append(WaiterGranted(lease, grant, head.claim.owner))
             else:
                 break
 
@@ -311,16 +391,28 @@ class Lock:
             yield waiter
             return
 
-    def _ask_again(self, lease: str, server: str | None, *, wait: bool, now: Now) -> Queued | Busy:
-        if not wait:
-            self._leave(lease)
-            self.advance(now)
-            return Busy()
+    def _hold_again(self, lease: str, owner: str | None, now: Now) -> Granted:
+        holder = self._holders[lease]
+        holder.claim = self._moved(holder.claim, owner)
+        return Granted(holder.fence, holder.renew(now), waited_ms=0)
+
+    def _queue_again(self, lease: str, owner: str | None, wait_ms: int | None, now: Now) -> Queued:
         waiter = self._queue[lease]
-        waiter.claim = evolve(waiter.claim, server=server)
+        waiter.claim = evolve(self._moved(waiter.claim, owner), wait_ms=wait_ms)
         waiter.asked_ms = now.ms
         waiter.alive_until_ms = now.ms + waiter.claim.alive_ms
-        return Queued(list(self._queue).index(lease) + 1)
+        return Queued(list(self._queue).index(lease) + 1, self.fence)
+
+    def _give_up(self, lease: str, owner: str | None, now: Now) -> Busy:
+        self._moved(self._queue[lease].claim, owner)
+        self._leave(lease)
+        self.advance(now, by=server_of(owner))
+        return Busy()
+
+    def _moved(self, claim: Claim, owner: str | None) -> Claim:
+        if claim.owner != owner:
+            self.events.append(Moved(claim.lease, claim.owner))
+        return evolve(claim, owner=owner)
 
     def _fits(self, claim: Claim) -> bool:
         if not self._holders:
@@ -333,20 +425,32 @@ class Lock:
             len(claims) <= min(limits, default=len(claims))
         )
 
-    def _grant(self, claim: Claim, *, asked_ms: int, now: Now) -> Granted:
+    def _grant(
+        self, claim: Claim, *, asked_ms: int, now: Now, known_ms: int | None = None
+    ) -> Granted:
+        """`known_ms`: its server is known to live until then, if that is not the one that acts."""
         self.fence = max(self.fence + 1, now.us)
         self.revision += 1
         until_ms = None if claim.max_hold_ms is None else now.ms + claim.max_hold_ms
-        holder = Holder(claim, self.fence, claim.ttl_ms, now.ms, now.ms, until_ms)
+        holder = Holder(claim, self.fence, now.ms, now.ms, until_ms)
         self._holders[claim.lease] = holder
-        return Granted(self.fence, holder.renew(now), waited_ms=now.ms - asked_ms)
+        holder.renew(now)
+        if known_ms is not None:
+            holder.expires_ms = min(holder.expires_ms, known_ms)
+        return Granted(self.fence, holder.expires_ms - now.ms, waited_ms=now.ms - asked_ms)
 
     def _lose(self, holder: Holder, reason: LostReason, detail: str | None = None) -> None:
-        self._leave(holder.claim.lease)
-        self.events.append(HolderLost(holder.claim.lease, holder.fence, reason, detail))
+        claim = holder.claim
+        self._leave(claim.lease)
+        self.events.append(HolderLost(claim.lease, holder.fence, reason, detail, claim.owner))
 
     def _leave(self, lease: str) -> Left:
         if self._holders.pop(lease, None):
             self.revision += 1
             return Left.HELD
         return Left.WAITING if self._queue.pop(lease, None) else Left.NOTHING
+
+
+def server_of(owner: str | None) -> str | None:
+    """The server of an owner, SERVER.SERIAL."""
+    return owner and owner.partition(".")[0]

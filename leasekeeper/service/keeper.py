@@ -13,7 +13,7 @@ import structlog
 import trio
 from attrs import define, field
 
-from leasekeeper.core.lock import Contended, HolderLost, WaiterGranted
+from leasekeeper.core.lock import Contended, HolderLost, Moved, WaiterGranted
 from leasekeeper.errors import Cancelled, LimitReached
 from leasekeeper.messages import (
     Done,
@@ -42,6 +42,7 @@ from leasekeeper.messages import (
 from leasekeeper.service.leases import Leases
 from leasekeeper.service.limits import Limits
 from leasekeeper.service.session import Session, SessionEvent
+from leasekeeper.service.together import acquire_all
 from leasekeeper.store.alarms import Alarms, trio_ms
 from leasekeeper.store.api import Changed, Store, StoreEvent
 
@@ -150,7 +151,7 @@ class Keeper:
             case LeaseResume():
                 return await self.leases.resume(session, params)
             case LeaseAcquireAll():
-                return await self.leases.acquire_all(session, params)
+                return await acquire_all(self.leases, session, params)
             case LeaseInspect(name):
                 return await self._inspect(name)
             case LeaseList(prefix, limit, cursor):
@@ -206,6 +207,8 @@ class Keeper:
                 self.leases.lost(event.name, event.what)
             case Contended():
                 self.leases.contended(event.name, event.what)
+            case Moved():
+                self.leases.moved(event.name, event.what)
             case Changed(state):
                 note = LeaseChanged(state.name, state.holders, state.waiting, state.waiting_total)
                 for session in self._watchers.get(event.name, ()):

@@ -6,8 +6,9 @@ given back by lease id until the store confirms it.
 """
 
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import count
 from secrets import token_hex
 from typing import assert_never
 
@@ -18,13 +19,17 @@ from leasekeeper.core.lock import (
     Busy,
     Claim,
     Contended,
+    Elsewhere,
     Granted,
     HolderLost,
     Left,
     Mismatch,
     Missing,
+    Moved,
     Queued,
     QueueFull,
+    Renewed,
+    Resumed,
     WaiterGranted,
 )
 from leasekeeper.errors import (
@@ -40,14 +45,10 @@ from leasekeeper.errors import (
     Unavailable,
 )
 from leasekeeper.messages import (
-    ORIGINAL_WAIT,
     HeartbeatSeen,
-    Key,
     LeaseAcquire,
-    LeaseAcquireAll,
     LeaseContended,
     LeaseGrant,
-    LeaseGrants,
     LeaseLost,
     LeaseRelease,
     LeaseReleased,
@@ -65,7 +66,7 @@ from leasekeeper.service.vouching import Vouching
 from leasekeeper.store.alarms import trio_ms
 from leasekeeper.store.api import Renewal, Store
 
-Answer = Granted | Queued | Busy | QueueFull | Mismatch | Missing
+Answer = Granted | Queued | Busy | QueueFull | Mismatch | Missing | Elsewhere
 
 
 @define(eq=False)
@@ -78,12 +79,13 @@ class Leases:
     draining_ms: int | None = None
     """Set once this server is going away: when to come back to its successor."""
     tenures: Tenures = field(factory=Tenures, init=False)
+    _serials: Iterator[int] = field(factory=lambda: count(1), init=False, repr=False)
     renewals: Renewals = field(init=False)
     _unwanted: Unwanted = field(init=False, repr=False)
     _vouching: Vouching = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self.renewals = Renewals(self.store, self.limits, self._missing)
+        self.renewals = Renewals(self.store, self.limits, self._missing, self._late)
         self._unwanted = Unwanted(
             self.store, self.limits, lambda key: self.tenures.find(key) is not None
         )
@@ -120,70 +122,26 @@ class Leases:
             limit=ask.limit,
             label=ask.label,
             client=session.client,
-            server=self.server,
             max_hold_ms=ask.max_hold_ms,
             alive_ms=self.limits.waiter_alive_ms,
+            wait_ms=ask.wait_ms,
+            auto_renew=ask.auto_renew,
+            on_drop=ask.on_drop,
         )
-        until = _wait_until(ask.wait_ms)
+        until = wait_until(ask.wait_ms)
         await self._unwanted.settled((ask.name, claim.lease))
+        known = self.tenures.find((ask.name, claim.lease))
+        if known and known.asks_otherwise(claim):
+            raise _in_use_otherwise()
         tenure = self._tenure_of(session, ask.name, claim)
         tenure.auto_renew, tenure.on_drop = ask.auto_renew, ask.on_drop
         tenure.wait_until = until
-        return await self._obtain(
-            tenure, lambda: self.store.acquire(ask.name, claim, wait=ask.wait_ms != 0)
-        )
 
-    async def acquire_all(self, session: Session, ask: LeaseAcquireAll) -> LeaseGrants:
-        """Asks for several names in sorted order: all or nothing.
+        async def acquire() -> Answer:
+            owned = evolve(claim, owner=self._own(tenure))
+            return await self.store.acquire(ask.name, owned, wait=ask.wait_ms != 0)
 
-        `waited_ms` of each grant is the wait for all of them together, and every lease is renewed
-        when the last is there, so that a holder's deadline holds for each.
-
-        Raises:
-            Lost: one was lost while another was waited for.
-            As `acquire`.
-
-        Cancellation:
-            As `acquire`, for all of them.
-        """
-        lease = ask.lease or token_hex(16)
-        until = _wait_until(ask.wait_ms)
-        grants: list[LeaseGrant] = []
-        taken: list[Tenure] = []
-        try:
-            for name in sorted(ask.names):
-                grants.append(await self._acquire_one(session, ask.one(name, lease), until))
-                if tenure := self.tenures.find((name, lease)):
-                    tenure.requests += 1
-                    taken.append(tenure)
-            answer = await self._renew_all(grants)
-            if any(tenure.stage is Stage.OVER for tenure in taken):
-                raise Lost  # one went while the store was asked
-            return answer
-        except (RpcError, trio.Cancelled):
-            for tenure in taken:
-                if tenure.requests == 1:  # or a repeat of this request wants it
-                    self._abandon(tenure)
-            raise
-        finally:
-            for tenure in taken:
-                tenure.requests -= 1
-
-    async def _acquire_one(self, session: Session, ask: LeaseAcquire, until: float) -> LeaseGrant:
-        if ask.wait_ms:  # neither "at once" nor "for ever"
-            left_ms = max(0, int((until - trio.current_time()) * 1000))
-            ask = evolve(ask, wait_ms=left_ms)
-        return await self.acquire(session, ask)
-
-    async def _renew_all(self, grants: list[LeaseGrant]) -> LeaseGrants:
-        waited_ms = sum(grant.waited_ms for grant in grants)
-        renewed: list[LeaseGrant] = []
-        answers = await self.store.renew([Renewal(g.name, g.lease) for g in grants])
-        for grant, answer in zip(grants, answers, strict=True):
-            if isinstance(answer, Missing):
-                raise Lost
-            renewed.append(evolve(grant, ttl_ms=answer.ttl_ms, waited_ms=waited_ms))
-        return LeaseGrants(tuple(renewed))
+        return await self._obtain(tenure, acquire)
 
     async def resume(self, session: Session, ask: LeaseResume) -> LeaseGrant:
         """Takes a lease, or a place in the queue, over into this session.
@@ -196,16 +154,19 @@ class Leases:
             As `acquire`.
         """
         self._refuse_while_draining()
-        claim = Claim(ask.lease, ttl_ms=0, server=self.server)
-        until = _wait_until(ask.wait_ms)
         await self._unwanted.settled((ask.name, ask.lease))
-        tenure = self._tenure_of(session, ask.name, claim)
-        if ask.wait_ms != ORIGINAL_WAIT:
-            tenure.wait_until = until
-        wait = ask.wait_ms != 0
-        return await self._obtain(
-            tenure, lambda: self.store.resume(ask.name, ask.lease, self.server, wait=wait)
-        )
+        tenure = self._tenure_of(session, ask.name, Claim(ask.lease, ttl_ms=0))
+        return await self._obtain(tenure, lambda: self._take_over(tenure, ask.wait_ms))
+
+    async def _take_over(self, tenure: Tenure, wait_ms: int | None) -> Answer:
+        owner = self._own(tenure)
+        answer = await self.store.resume(tenure.name, tenure.lease, owner, wait_ms=wait_ms)
+        if not isinstance(answer, Resumed):
+            return answer
+        claim = tenure.claim = answer.claim
+        tenure.auto_renew, tenure.on_drop = claim.auto_renew, claim.on_drop
+        tenure.wait_until = wait_until(claim.wait_ms)
+        return answer.answer
 
     async def renew(self, ask: LeaseRenew) -> LeaseRenewed:
         """Extends a held lease, whoever has it.
@@ -216,12 +177,16 @@ class Leases:
         """
         tenure = self.tenures.find((ask.name, ask.lease))
         fence = tenure.fence if tenure else 0
+        asked_ms = trio_ms()
         try:
             (answer,) = await self.store.renew([Renewal(ask.name, ask.lease, ask.ttl_ms)])
+            if isinstance(answer, Unavailable):
+                raise answer
         except (Unavailable, trio.Cancelled):
             if tenure and ask.ttl_ms is not None and ask.ttl_ms < tenure.claim.ttl_ms:
                 tenure.claim = evolve(tenure.claim, ttl_ms=ask.ttl_ms)  # for it may be so
-                self.renewals.plan(tenure)
+                expires_ms = min(tenure.expires_ms, asked_ms + ask.ttl_ms)
+                self.renewals.plan(tenure, expires_ms)
             raise
         if isinstance(answer, Missing):
             if tenure:
@@ -233,7 +198,7 @@ class Leases:
         if tenure := known:
             if ask.ttl_ms is not None:
                 tenure.claim = evolve(tenure.claim, ttl_ms=ask.ttl_ms)
-            self.renewals.plan(tenure)
+            self.renewals.plan(tenure, asked_ms + answer.ttl_ms)
         return LeaseRenewed(answer.ttl_ms)
 
     async def release(self, ask: LeaseRelease) -> LeaseReleased:
@@ -255,32 +220,26 @@ class Leases:
         """Renews every lease of the session that renews by itself.
 
         Raises:
-            Unavailable: the store did not answer.
+            Unavailable: the store did not answer for some; `renewed` names the others.
         """
         held = [t for t in session.tenures.values() if t.stage is Stage.HELD and t.auto_renew]
-        fences = [tenure.fence for tenure in held]
-        renewed = 0
-        if held:
-            answers = await self.store.renew([Renewal(t.name, t.lease) for t in held])
-            for tenure, fence, answer in zip(held, fences, answers, strict=True):
-                if isinstance(answer, Missing):
-                    self._missing(tenure, fence)
-                else:
-                    renewed += 1
+        answers = await self.renewals.renew(held) if held else ()
+        asked = list(zip(held, answers, strict=True))
+        renewed = [tenure.lease for tenure, answer in asked if isinstance(answer, Renewed)]
+        failed = {tenure.lease for tenure, answer in asked if isinstance(answer, Unavailable)}
+        for answer in answers:
+            if isinstance(answer, Unavailable):  # a set's id stands for all its names
+                raise answer.beside(renewed=[each for each in renewed if each not in failed])
         lost, session.lost = session.lost, []
-        return HeartbeatSeen(tuple(dict.fromkeys(lost)), renewed)
+        return HeartbeatSeen(tuple(dict.fromkeys(lost)), len(renewed))
 
     # --- The end of sessions ------------------------------------------------------------------
 
-    def give_back(self, keys: Iterable[Key]) -> None:
-        """Releases these by lease id, in the background, until the store has confirmed it."""
-        self._unwanted.add(keys)
-
     def end(self, tenures: Iterable[Tenure]) -> None:
-        """Their session is gone: gives them back."""
+        """Their session is gone: gives back what was not resumed elsewhere."""
         for tenure in list(tenures):
             self.tenures.leave(tenure, Cancelled("its session is gone"))
-            self.give_back([tenure.key])
+            self._give_back(tenure)
 
     # --- Events of the store ------------------------------------------------------------------
 
@@ -288,7 +247,9 @@ class Leases:
         """A waiter got it; if nobody here waits any more, it goes back."""
         tenure = self.tenures.find((name, event.lease))
         if tenure is None:
-            self.give_back([(name, event.lease)])
+            self._unwanted.add((name, event.lease), self.server)
+        elif tenure.stage is Stage.ASKED and event.owner != tenure.claim.owner:
+            return  # of an earlier wait; of this one the answer will say
         elif tenure.fence < event.grant.fence:  # or an answer has told us already
             self._hold(tenure, event.grant)
 
@@ -297,9 +258,17 @@ class Leases:
         tenure = self.tenures.find((name, event.lease))
         if tenure is None or event.fence < tenure.fence:  # it was granted again since
             return
-        if tenure.stage is not Stage.HELD:  # the answer to its request comes after this
-            self.give_back([tenure.key])
+        if tenure.stage is not Stage.HELD:
+            if event.fence == tenure.fence or event.owner != tenure.claim.owner:
+                return  # it was lost before this wait began
+            self._give_back(tenure)  # the answer to its request comes after this
         self._lose(tenure, event.reason, event.detail, fence=event.fence)
+
+    def moved(self, name: str, event: Moved) -> None:
+        """It was resumed by another owner, maybe on another server."""
+        tenure = self.tenures.find((name, event.lease))
+        if tenure and tenure.claim.owner == event.owner:
+            self.tenures.leave(tenure, Cancelled("another connection took it over"))
 
     def contended(self, name: str, event: Contended) -> None:
         """Somebody began to wait for what these hold."""
@@ -329,9 +298,9 @@ class Leases:
         old = self.tenures.find((name, claim.lease))
         if old and old.session is session:
             return old
+        if session.held >= self.limits.leases_per_session:
+            raise LimitReached("leases_per_session", self.limits.leases_per_session)
         if old is None:
-            if session.held >= self.limits.leases_per_session:
-                raise LimitReached("leases_per_session", self.limits.leases_per_session)
             new = Tenure(name, session, claim)
             self.tenures.enter(new)
             return new
@@ -344,7 +313,15 @@ class Leases:
         self.tenures.enter(new)
         if held and isinstance(grant, Granted):
             self._hold(new, grant)
+            new.expires_ms = old.expires_ms
         return new
+
+    def _own(self, tenure: Tenure) -> str:
+        """A new owner for each asking: what moves it tells thereby which asking it undoes."""
+        owner = f"{self.server}.{next(self._serials)}"
+        tenure.claim = evolve(tenure.claim, owner=owner)
+        tenure.asked_ms = trio_ms()
+        return owner
 
     async def _obtain(self, tenure: Tenure, ask: Callable[[], Awaitable[Answer]]) -> LeaseGrant:
         """Asks the store, waits if it says so, and answers with the grant or raises.
@@ -362,7 +339,7 @@ class Leases:
         finally:
             tenure.requests -= 1
             if not tenure.requests and not tenure.told:
-                self._abandon(tenure)
+                self.abandon(tenure)
         return LeaseGrant(tenure.name, tenure.lease, grant.fence, grant.ttl_ms, grant.waited_ms)
 
     async def _grant(self, tenure: Tenure, ask: Callable[[], Awaitable[Answer]]) -> Granted:
@@ -373,6 +350,8 @@ class Leases:
         match answer:
             case Granted():
                 self._hold(tenure, answer)
+                if isinstance(tenure.outcome, RpcError):
+                    raise tenure.outcome
                 return answer
             case Busy():
                 self.tenures.leave(tenure, Cancelled("its lease id left the queue"))
@@ -383,10 +362,12 @@ class Leases:
             case QueueFull(waiting_max):
                 self.tenures.leave(tenure, LimitReached("waiters_per_name", waiting_max))
                 raise LimitReached("waiters_per_name", waiting_max)
+            case Elsewhere():
+                raise AssertionError("only vouching leaves it there")
             case Mismatch():
                 if tenure.stage is Stage.ASKED and tenure.requests == 1:
                     self.tenures.leave(tenure, Lost())
-                raise InvalidParams("$.lease", "is in use with another mode or limit")
+                raise _in_use_otherwise()
             case _:
                 assert_never(answer)
 
@@ -400,7 +381,6 @@ class Leases:
         if isinstance(tenure.outcome, RpcError):
             raise tenure.outcome
         asking = tenure.asking = trio.Event()
-        fence = tenure.fence
         try:
             answer = await ask()
         except (Unavailable, trio.Cancelled):
@@ -409,8 +389,9 @@ class Leases:
         finally:
             tenure.asking = None
             asking.set()
-        if isinstance(answer, Queued):  # what it held when it asked is lost
-            self._missing(tenure, fence)
+        if isinstance(answer, Queued) and tenure.fence <= answer.fence:
+            self._missing(tenure, tenure.fence)  # what it held when it asked is lost
+            tenure.fence = answer.fence
         if isinstance(tenure.outcome, RpcError):
             if isinstance(answer, Granted | Queued):
                 self._give_back_left_over(tenure)
@@ -420,7 +401,7 @@ class Leases:
     def _give_back_left_over(self, tenure: Tenure) -> None:
         """It was left while the store was asked for it, and nobody has taken it over."""
         if tenure.stage is Stage.OVER and not self.tenures.find(tenure.key):
-            self.give_back([tenure.key])
+            self._give_back(tenure)
 
     async def _begin_waiting(self, tenure: Tenure) -> None:
         """It is in the queue, and may stay there if its session has not too many there already."""
@@ -449,7 +430,7 @@ class Leases:
         """Its wait is over. What was granted at the very last moment goes back, too (law L6)."""
         self.tenures.leave(tenure, outcome)
         with suppress(Unavailable):
-            await self._unwanted.release(tenure.key)
+            await self._unwanted.release(tenure.key, self.server)
 
     async def _busy(self, tenure: Tenure) -> BusyError:
         shown = self.limits.holders_in_busy
@@ -462,10 +443,16 @@ class Leases:
         )
 
     def _hold(self, tenure: Tenure, grant: Granted) -> None:
-        if tenure.claim.ttl_ms == 0:  # resumed from another server, which knew its TTL
+        most = self.limits.leases_per_session
+        if tenure.stage is not Stage.HELD and tenure.session.held >= most:
+            self.tenures.leave(tenure, LimitReached("leases_per_session", most))
+            self._give_back(tenure)
+            return
+        if tenure.claim.ttl_ms == 0:  # granted before the resume's answer, which has the TTL
             tenure.claim = evolve(tenure.claim, ttl_ms=grant.ttl_ms)
         self.tenures.hold(tenure, grant)
-        self.renewals.plan(tenure)
+        since_ms = min(tenure.asked_ms + grant.waited_ms, trio_ms())
+        self.renewals.plan(tenure, since_ms + grant.ttl_ms)
 
     def _lose(
         self, tenure: Tenure, reason: LostReason, detail: str | None, *, fence: int | None = None
@@ -476,21 +463,34 @@ class Leases:
             session.lost.append(tenure.lease)
         session.notify(LeaseLost(tenure.name, tenure.lease, fence or tenure.fence, reason, detail))
 
+    def _late(self, tenure: Tenure) -> None:
+        """The store did not renew it in time: its holder is told while there is time."""
+        self._lose(tenure, LostReason.STORE_LOST, "the store does not answer")
+        self._give_back(tenure)
+
     def _missing(self, tenure: Tenure, fence: int) -> None:
         """The store says that this grant is gone; no event said why."""
         if tenure.stage is Stage.HELD and tenure.fence == fence:
             self._lose(tenure, LostReason.EXPIRED, None)
 
-    def _abandon(self, tenure: Tenure) -> None:
+    def _give_back(self, tenure: Tenure) -> None:
+        """Releases it in the background, until the store has confirmed it."""
+        self._unwanted.add(tenure.key, self.server)
+
+    def abandon(self, tenure: Tenure) -> None:
         """Nobody wants it any more: out of the session, and back to the store.
 
         If its connection is gone, the grace decides.
         """
         if tenure.stage is not Stage.OVER and tenure.session.attached:
             self.tenures.leave(tenure, Cancelled())
-            self.give_back([tenure.key])
+            self._give_back(tenure)
 
 
-def _wait_until(wait_ms: int | None) -> float:
+def wait_until(wait_ms: int | None) -> float:
     """When a wait ends, in seconds of Trio's clock."""
     return math.inf if wait_ms is None else trio.current_time() + wait_ms / 1000
+
+
+def _in_use_otherwise() -> InvalidParams:
+    return InvalidParams("$.lease", "is in use with another mode or limit")

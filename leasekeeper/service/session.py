@@ -71,8 +71,15 @@ class Tenure:
     """When the wait that was asked for last ends, in seconds of Trio's clock."""
     stage: Stage = Stage.ASKED
     fence: int = 0
+    """That of its grant; while it waits, one that its grant will be above."""
     due_ms: int = 0
     """When it should next be renewed."""
+    expires_ms: int = 0
+    """When it runs out, unless it is renewed; not later than the store says."""
+    asked_ms: int = 0
+    """When the store was last asked for it."""
+    renewing_ms: int | None = None
+    """Since when a renewal is being tried, until one succeeds."""
     contended_ms: int | None = None
     """When the holder was last told that others wait."""
     requests: int = 0
@@ -93,6 +100,17 @@ class Tenure:
     def key(self) -> Key:
         """What it is filed under."""
         return self.name, self.claim.lease
+
+    def left_ms(self) -> int | None:
+        """What is left of its wait; None: it waits for ever."""
+        if self.wait_until == math.inf:
+            return None
+        return max(0, int((self.wait_until - trio.current_time()) * 1000))
+
+    def asks_otherwise(self, claim: Claim) -> bool:
+        """Whether the claim asks for another mode or limit than this lease id has."""
+        known = self.claim
+        return known.ttl_ms != 0 and (known.mode, known.limit) != (claim.mode, claim.limit)
 
     def settle(self, outcome: Granted | RpcError) -> None:
         """Says how the wait ended. The last word counts: what was granted may be lost again

@@ -1,6 +1,6 @@
 """What nobody wants any more: released by lease id until the store has confirmed it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -31,7 +31,8 @@ class Unwanted:
     store: Store
     limits: Limits
     is_wanted: Callable[[Key], bool]
-    _keys: dict[Key, None] = field(factory=dict, init=False, repr=False)
+    _keys: dict[Key, str | None] = field(factory=dict, init=False, repr=False)
+    """With each the server that it must still belong to, if any."""
     _some: trio.Event = field(factory=trio.Event, init=False)
     _leaving: dict[Key, _Leaving] = field(factory=dict, init=False, repr=False)
 
@@ -44,14 +45,17 @@ class Unwanted:
             for _ in range(_AT_ONCE):
                 nursery.start_soon(self._give_back)
 
-    def add(self, keys: Iterable[Key]) -> None:
-        """Releases these in the background, unless they are asked for again before."""
-        self._keys.update(dict.fromkeys(keys))
-        if self._keys:
-            self._some.set()
+    def add(self, key: Key, only_of: str | None) -> None:
+        """Releases this in the background, unless it is asked for again before.
 
-    async def release(self, key: Key) -> Left:
-        """Releases now.
+        With `only_of`, only if it still belongs to that server.
+        """
+        if self._keys.get(key, only_of) is not None or only_of is None:
+            self._keys[key] = only_of
+        self._some.set()
+
+    async def release(self, key: Key, only_of: str | None = None) -> Left:
+        """Releases now. With `only_of`, only if it still belongs to that server.
 
         Raises:
             Unavailable: the store did not answer; it will be asked until it does.
@@ -62,9 +66,9 @@ class Unwanted:
         leaving = self._leaving.setdefault(key, _Leaving())
         leaving.calls += 1
         try:
-            return await self.store.release(*key)
+            return await self.store.release(*key, only_of=only_of)
         except (Unavailable, trio.Cancelled):
-            self.add([key])
+            self.add(key, only_of)
             raise
         finally:
             leaving.calls -= 1
@@ -88,10 +92,10 @@ class Unwanted:
                     self._some = trio.Event()
                 await self._some.wait()
             key = next(iter(self._keys))
-            del self._keys[key]
+            only_of = self._keys.pop(key)
             if self.is_wanted(key):
                 continue
             try:
-                await self.release(key)
+                await self.release(key, only_of)
             except Unavailable:
                 await trio.sleep(self.limits.store_retry_ms / 1000)

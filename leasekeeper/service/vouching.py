@@ -5,13 +5,14 @@ from typing import Final
 
 import structlog
 import trio
-from attrs import define
+from attrs import define, evolve
 
-from leasekeeper.core.lock import Granted, Queued
-from leasekeeper.errors import Lost, Unavailable
+from leasekeeper.core.lock import Elsewhere, Granted, Queued
+from leasekeeper.errors import Cancelled, Lost, Unavailable
 from leasekeeper.service.limits import Limits
 from leasekeeper.service.session import Stage, Tenure
 from leasekeeper.service.tenures import Tenures
+from leasekeeper.store.alarms import trio_ms
 from leasekeeper.store.api import Store
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
@@ -40,22 +41,25 @@ class Vouching:
             try:
                 answers = await self.store.touch([t.key for t in waiting], alive_ms)
                 for tenure, in_queue in zip(waiting, answers, strict=True):
-                    if not in_queue and tenure.stage is Stage.WAITING:
+                    # Whoever has dropped may have been resumed elsewhere, and is left there.
+                    left = tenure.stage is not Stage.WAITING or not tenure.session.attached
+                    if in_queue is False and not left:
                         await self._queue_again(tenure)
             except Unavailable as problem:
                 _log.warning("waiters not vouched for", outcome=problem.outcome)
 
     async def _queue_again(self, tenure: Tenure) -> None:
-        if tenure.claim.ttl_ms == 0:  # resumed from another server, which knew what it asked for
-            self.tenures.leave(tenure, Lost())
-            return
+        tenure.asked_ms = trio_ms()
         try:
-            answer = await self.store.acquire(tenure.name, tenure.claim, wait=True)
+            claim = evolve(tenure.claim, wait_ms=tenure.left_ms())
+            answer = await self.store.acquire(tenure.name, claim, wait=True, take_over=False)
         finally:
             self.on_asked(tenure)
         if tenure.stage is not Stage.WAITING:
             return
         if isinstance(answer, Granted):
             self.on_granted(tenure, answer)
+        elif isinstance(answer, Elsewhere):  # and the message that said so was lost
+            self.tenures.leave(tenure, Cancelled("another connection took it over"))
         elif not isinstance(answer, Queued):
             self.tenures.leave(tenure, Lost())

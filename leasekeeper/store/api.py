@@ -5,14 +5,16 @@ Duties
     store's own clock. No caller's clock is ever sent to it.
 
 Ordering
-    What happens to a name reaches `on_event` in the order in which it happened. An event may come
-    before the answer to the call that caused it: whoever asks for a lease is ready for its grant
-    before it asks.
+    Calls that are under way at the same time may take effect in any order; so may those of one
+    name. An event may come before the answer to the call that caused it, or long after: whoever
+    asks for a lease is ready for its grant before it asks. Events of one lease id are told apart
+    by their fences, which only rise; `Queued.fence` says which grants are older than the wait.
 
 Events are for one reader
     `run` hands events to one function, synchronously. A grant for a waiter goes to the server
-    named in its claim; a loss, or contention, to the servers that hold; changes to those that
-    watch. Events are hints for speed: a store that may lose them makes up for it by time (law L5).
+    of its owner; a loss, or contention, to the servers that hold; `Moved` to the server
+    that had it before; changes to those that watch. Events are hints for speed: a store that may
+    lose them makes up for it by time (law L5).
 
 Idempotence
     Every call is named by a lease id and may be repeated. A repeat gives the same grant, never a
@@ -20,7 +22,8 @@ Idempotence
 
 Failure
     Every call may raise `Unavailable`. With outcome "none" nothing happened; with "unknown" it may
-    have, and the caller repeats it, or releases by the same lease id.
+    have, and the caller repeats it, or releases by the same lease id. Calls for many names answer
+    with `Unavailable` for those names alone that the store cannot speak for.
 
 Cancellation
     A cancelled call is one of unknown outcome.
@@ -36,16 +39,20 @@ from leasekeeper.core.lock import (
     Busy,
     Claim,
     Contended,
+    Elsewhere,
     Granted,
     HolderLost,
     Left,
     Mismatch,
     Missing,
+    Moved,
     Queued,
     QueueFull,
     Renewed,
+    Resumed,
     WaiterGranted,
 )
+from leasekeeper.errors import Unavailable
 from leasekeeper.messages import Key, LeasePage, LeaseState
 
 
@@ -61,7 +68,7 @@ class StoreEvent:
     """What happened to a name."""
 
     name: str
-    what: WaiterGranted | HolderLost | Contended | Changed
+    what: WaiterGranted | HolderLost | Contended | Moved | Changed
 
 
 @frozen
@@ -71,6 +78,11 @@ class Renewal:
     name: str
     lease: str = field(repr=False)
     ttl_ms: int | None = None
+
+    @property
+    def key(self) -> Key:
+        """Whose."""
+        return self.name, self.lease
 
 
 class Store(Protocol):
@@ -89,22 +101,31 @@ class Store(Protocol):
         """Delivers events until cancelled. No other call is made before it has started."""
 
     async def acquire(
-        self, name: str, claim: Claim, *, wait: bool
-    ) -> Granted | Queued | Busy | QueueFull | Mismatch:
-        """Asks for a name. `Queued` is followed by a `WaiterGranted`, unless it is released."""
+        self, name: str, claim: Claim, *, wait: bool, take_over: bool = True
+    ) -> Granted | Queued | Busy | QueueFull | Mismatch | Elsewhere:
+        """Asks for a name. `Queued` is followed by a `WaiterGranted`, unless it is released.
+
+        With `take_over` false, what the lease id has on another server stays there.
+        """
 
     async def resume(
-        self, name: str, lease: str, server: str, *, wait: bool
-    ) -> Granted | Queued | Busy | Missing:
-        """Asks again, from this server, for what the lease id holds or waits for."""
+        self, name: str, lease: str, owner: str, *, wait_ms: int | None
+    ) -> Resumed | Busy | Missing:
+        """Takes over, for this owner, what the lease id holds or waits for.
 
-    async def renew(self, renewals: Sequence[Renewal]) -> Sequence[Renewed | Missing]:
+        `wait_ms` as in `Lock.resume`.
+        """
+
+    async def renew(self, renewals: Sequence[Renewal]) -> Sequence[Renewed | Missing | Unavailable]:
         """Renews many leases in as few round trips as it can; one answer each, in order."""
 
-    async def release(self, name: str, lease: str) -> Left:
-        """Gives a lease back or leaves the queue. It serves as cancel, too (law L6)."""
+    async def release(self, name: str, lease: str, *, only_of: str | None = None) -> Left:
+        """Gives a lease back or leaves the queue. It serves as cancel, too (law L6).
 
-    async def touch(self, waiters: Sequence[Key], alive_ms: int) -> Sequence[bool]:
+        With `only_of`, only if it belongs to that server: it may have been resumed on another.
+        """
+
+    async def touch(self, waiters: Sequence[Key], alive_ms: int) -> Sequence[bool | Unavailable]:
         """Vouches for waiters for another `alive_ms`. False: that one is not in its queue."""
 
     async def break_(self, name: str, detail: str | None) -> int:

@@ -17,6 +17,7 @@ from sortedcontainers import SortedList
 from leasekeeper.core.lock import (
     Busy,
     Claim,
+    Elsewhere,
     Granted,
     Left,
     Lock,
@@ -26,6 +27,7 @@ from leasekeeper.core.lock import (
     Queued,
     QueueFull,
     Renewed,
+    Resumed,
 )
 from leasekeeper.errors import InvalidParams
 from leasekeeper.messages import Key, LeasePage, LeaseState, ListedLease
@@ -78,18 +80,18 @@ class MemoryStore:
         await self._alarms.run()
 
     async def acquire(
-        self, name: str, claim: Claim, *, wait: bool
-    ) -> Granted | Queued | Busy | QueueFull | Mismatch:
+        self, name: str, claim: Claim, *, wait: bool, take_over: bool = True
+    ) -> Granted | Queued | Busy | QueueFull | Mismatch | Elsewhere:
         """Asks for a name."""
         with self._step(name) as (lock, now):
-            return lock.acquire(claim, wait=wait, now=now)
+            return lock.acquire(claim, wait=wait, take_over=take_over, now=now)
 
     async def resume(
-        self, name: str, lease: str, server: str, *, wait: bool
-    ) -> Granted | Queued | Busy | Missing:
-        """Asks again for what the lease id holds or waits for."""
+        self, name: str, lease: str, owner: str, *, wait_ms: int | None
+    ) -> Resumed | Busy | Missing:
+        """Takes over what the lease id holds or waits for."""
         with self._step(name) as (lock, now):
-            return lock.resume(lease, server, wait=wait, now=now)
+            return lock.resume(lease, owner, wait_ms=wait_ms, now=now)
 
     async def renew(self, renewals: Sequence[Renewal]) -> Sequence[Renewed | Missing]:
         """Renews many leases."""
@@ -99,10 +101,10 @@ class MemoryStore:
                 answers.append(lock.renew(each.lease, each.ttl_ms, now=now))
         return answers
 
-    async def release(self, name: str, lease: str) -> Left:
+    async def release(self, name: str, lease: str, *, only_of: str | None = None) -> Left:
         """Gives a lease back or leaves the queue."""
         with self._step(name) as (lock, now):
-            return lock.release(lease, now=now)
+            return lock.release(lease, only_of=only_of, now=now)
 
     async def touch(self, waiters: Sequence[Key], alive_ms: int) -> Sequence[bool]:
         """Vouches for waiters."""

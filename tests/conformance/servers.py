@@ -11,13 +11,14 @@ from tests.processes import RunningServer, ServerFailed, running_server
 
 @attrs.define
 class Servers:
-    """One shared server for each token, started when it is first asked for.
+    """One shared server for each token, started when it is first asked for, on the same store.
 
     A start that failed is remembered, so that a missing server fails every test at once rather
     than slowly.
     """
 
     _stack: contextlib.ExitStack
+    _store: str = "memory"
     _shared: dict[str | None, RunningServer | ServerFailed] = attrs.field(factory=dict)
 
     @contextlib.contextmanager
@@ -26,7 +27,7 @@ class Servers:
         token = given.get("token")
         assert token is None or isinstance(token, str)
         if given.get("private"):
-            with running_server(token) as server:
+            with running_server(token, store=self._store) as server:
                 yield server
         else:
             yield self._get(token)
@@ -34,7 +35,9 @@ class Servers:
     def _get(self, token: str | None) -> RunningServer:
         if token not in self._shared:
             try:
-                self._shared[token] = self._stack.enter_context(running_server(token))
+                self._shared[token] = self._stack.enter_context(
+                    running_server(token, store=self._store)
+                )
             except ServerFailed as failure:
                 self._shared[token] = failure
         server = self._shared[token]

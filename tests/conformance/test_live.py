@@ -9,9 +9,9 @@ from typing import Final
 import pytest
 import trio
 
-from tests.conformance.player import Target, play
+from tests.conformance.live import play_against, scenarios
 from tests.conformance.servers import Servers
-from tests.conformance.vectors import SPEC, Scenario, load_all
+from tests.conformance.vectors import SPEC, Scenario
 
 pytestmark = pytest.mark.system
 
@@ -24,10 +24,9 @@ def servers() -> Iterator[Servers]:
         yield Servers(stack)
 
 
-@pytest.mark.parametrize("scenario", load_all(), ids=lambda scenario: scenario.id)
+@pytest.mark.parametrize("scenario", scenarios("memory"), ids=lambda scenario: scenario.id)
 async def test_scenario(scenario: Scenario, servers: Servers) -> None:
-    with servers.given(dict(scenario.given)) as server:
-        await play(scenario, Target(server.url, server.drain))
+    await play_against(servers, scenario)
 
 
 async def test_the_python_client_in_the_specification_works(servers: Servers) -> None:

@@ -25,14 +25,25 @@ def at(ms: int, us: int | None = None) -> Now:
     return Now(ms, START_US + 1000 * ms if us is None else us)
 
 
-def exclusive(lease: str, *, max_hold_ms: int | None = None, alive_ms: int = 10_000) -> Claim:
+def exclusive(
+    lease: str,
+    *,
+    max_hold_ms: int | None = None,
+    alive_ms: int = 10_000,
+    owner: str | None = None,
+    wait_ms: int | None = None,
+) -> Claim:
     """Asks for the name alone."""
-    return Claim(lease, TTL_MS, max_hold_ms=max_hold_ms, alive_ms=alive_ms)
+    return Claim(
+        lease, TTL_MS, owner=owner, max_hold_ms=max_hold_ms, alive_ms=alive_ms, wait_ms=wait_ms
+    )
 
 
-def shared(lease: str, limit: int | None = None, *, alive_ms: int = 10_000) -> Claim:
+def shared(
+    lease: str, limit: int | None = None, *, alive_ms: int = 10_000, owner: str | None = None
+) -> Claim:
     """Asks for the name together with others, `limit` in all."""
-    return Claim(lease, TTL_MS, Mode.SHARED, limit, alive_ms=alive_ms)
+    return Claim(lease, TTL_MS, Mode.SHARED, limit, owner=owner, alive_ms=alive_ms)
 
 
 def hold(lock: Lock, claim: Claim, ms: int = 0) -> Granted:

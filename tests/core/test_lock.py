@@ -146,9 +146,9 @@ def test_who_waits_is_told_the_position() -> None:
     """L4, and holders hear that others wait."""
     lock = Lock()
     hold(lock, exclusive(ANN))
-    assert lock.acquire(exclusive(BEN), wait=True, now=at(0)) == Queued(1)
-    assert lock.acquire(exclusive(CID), wait=True, now=at(0)) == Queued(2)
-    assert take_events(lock) == [Contended(1), Contended(2)]
+    assert lock.acquire(exclusive(BEN), wait=True, now=at(0)) == Queued(1, START_US)
+    assert lock.acquire(exclusive(CID), wait=True, now=at(0)) == Queued(2, START_US)
+    assert take_events(lock) == [Contended(1, (None,)), Contended(2, (None,))]
     assert lock.waiting == 2
 
 
@@ -168,7 +168,7 @@ def test_a_reader_does_not_pass_a_waiting_writer() -> None:
     hold(lock, shared(ANN))
     queue(lock, exclusive(BEN))
     assert lock.acquire(shared(CID), wait=False, now=at(0)) == Busy()
-    assert lock.acquire(shared(CID), wait=True, now=at(0)) == Queued(2)
+    assert lock.acquire(shared(CID), wait=True, now=at(0)) == Queued(2, START_US)
 
 
 def test_readers_behind_each_other_are_let_in_together() -> None:
@@ -200,7 +200,7 @@ def test_a_dead_waiter_is_passed_over() -> None:
     queue(lock, exclusive(BEN, alive_ms=100), exclusive(CID))
     lock.release(ANN, now=at(100))
     assert granted(lock) == [CID]
-    assert lock.resume(BEN, None, wait=True, now=at(100)) == Missing()
+    assert lock.resume(BEN, None, now=at(100)) == Missing()
 
 
 def test_a_waiter_lives_until_its_last_sign_is_too_old() -> None:
@@ -249,7 +249,7 @@ def test_a_queue_has_a_bound() -> None:
     queue(lock, exclusive(BEN))
     assert lock.acquire(exclusive(CID), wait=True, now=at(0)) == QueueFull(1)
     assert lock.acquire(exclusive(CID), wait=False, now=at(0)) == Busy()
-    assert lock.acquire(exclusive(BEN), wait=True, now=at(0)) == Queued(1)
+    assert lock.acquire(exclusive(BEN), wait=True, now=at(0)) == Queued(1, START_US)
     assert take_events(lock) == []
 
 
@@ -303,7 +303,7 @@ def test_a_waiter_that_leaves_lets_those_behind_it_in() -> None:
     ways: list[Call] = [
         lambda lock, now: lock.release(BEN, now=now),
         lambda lock, now: lock.acquire(exclusive(BEN), wait=False, now=now),
-        lambda lock, now: lock.resume(BEN, None, wait=False, now=now),
+        lambda lock, now: lock.resume(BEN, None, wait_ms=0, now=now),
     ]
     for give_up in ways:
         lock = Lock()
@@ -317,7 +317,7 @@ def test_every_call_lets_time_pass_first() -> None:
     """L5: whatever is asked, what has run out is lost and the next one has it."""
     calls: list[Call] = [
         lambda lock, now: lock.acquire(exclusive(CID), wait=False, now=now),
-        lambda lock, now: lock.resume(CID, None, wait=False, now=now),
+        lambda lock, now: lock.resume(CID, None, wait_ms=0, now=now),
         lambda lock, now: lock.renew(CID, now=now),
         lambda lock, now: lock.release(CID, now=now),
         lambda lock, now: lock.touch(CID, 100, now=now),

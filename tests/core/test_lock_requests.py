@@ -13,6 +13,7 @@ from leasekeeper.core.lock import (
     Lock,
     Mismatch,
     Missing,
+    Moved,
     Queued,
     Renewed,
     WaiterGranted,
@@ -54,8 +55,8 @@ def test_a_repeated_acquire_keeps_the_place_in_the_queue() -> None:
     hold(lock, exclusive(ANN))
     queue(lock, exclusive(BEN, alive_ms=100), exclusive(CID))
     again = lock.acquire(exclusive(BEN, alive_ms=100), wait=True, now=at(99))
-    assert again == Queued(1)
-    assert lock.acquire(exclusive(CID), wait=True, now=at(99)) == Queued(2)
+    assert again == Queued(1, START_US)
+    assert lock.acquire(exclusive(CID), wait=True, now=at(99)) == Queued(2, START_US)
     assert take_events(lock) == []
     lock.release(ANN, now=at(150))
     (event,) = take_events(lock)
@@ -223,44 +224,6 @@ def test_a_lease_that_was_not_renewed_has_expired_whatever_its_longest_hold() ->
         assert take_events(lock) == [HolderLost(ANN, fence, LostReason.EXPIRED)]
 
 
-# --- Resume -----------------------------------------------------------------------------------
-
-
-def test_a_holder_resumes_with_the_same_fence() -> None:
-    """L6, L7: whoever has the lease id has the lease."""
-    lock = Lock()
-    fence = hold(lock, exclusive(ANN)).fence
-    assert lock.resume(ANN, "server-2", wait=False, now=at(400)) == Granted(fence, TTL_MS, 0)
-    assert lock.next_ms() == 400 + TTL_MS
-
-
-def test_a_waiter_resumes_at_the_same_place() -> None:
-    """L4, L6: on any server, which vouches for it from now on."""
-    lock = Lock()
-    hold(lock, exclusive(ANN))
-    queue(lock, exclusive(BEN, alive_ms=100), exclusive(CID))
-    assert lock.resume(BEN, "server-2", wait=True, now=at(99)) == Queued(1)
-    lock.release(ANN, now=at(198))
-    (event,) = take_events(lock)
-    assert event == WaiterGranted(BEN, Granted(START_US + 198_000, TTL_MS, waited_ms=99))
-
-
-def test_a_resume_that_does_not_wait_gives_the_place_up() -> None:
-    """L6."""
-    lock = Lock()
-    hold(lock, exclusive(ANN))
-    queue(lock, exclusive(BEN))
-    assert lock.resume(BEN, None, wait=False, now=at(0)) == Busy()
-    assert lock.resume(BEN, None, wait=True, now=at(0)) == Missing()
-
-
-def test_a_lost_lease_cannot_be_resumed() -> None:
-    """L1."""
-    lock = Lock()
-    hold(lock, exclusive(ANN))
-    assert lock.resume(ANN, None, wait=True, now=at(TTL_MS)) == Missing()
-
-
 # --- Break ------------------------------------------------------------------------------------
 
 
@@ -366,8 +329,9 @@ def test_no_repr_shows_a_lease_id() -> None:
     hold(lock, exclusive(ANN))
     lock.acquire(exclusive(BEN), wait=True, now=at(0))
     claim, waiter = exclusive(ANN), WaiterGranted(BEN, Granted(7, TTL_MS, 0))
-    lost = HolderLost(ANN, 7, LostReason.EXPIRED)
+    lost, moved = HolderLost(ANN, 7, LostReason.EXPIRED), Moved(ANN, "a.1")
+    resumed = lock.resume(BEN, "a.1", now=at(0))
     state = lock.state("n", holders_max=9, waiting_max=9, now=at(0))
-    for shown in map(repr, (claim, waiter, lost, state, lock)):
+    for shown in map(repr, (claim, waiter, lost, moved, resumed, state, lock)):
         assert ANN not in shown
         assert BEN not in shown

@@ -2,21 +2,19 @@
 
 Every call is made on both; the answers, the events and all that can be seen must be the same (L1,
 L2, L4, L6). After every call the laws themselves are checked too, so that a mistake which both
-share does not pass. Time passes between calls without anybody calling `advance`, as it does.
+share does not pass. Time passes between calls without anybody calling `advance`, as it does. Two
+servers act on the name, "a" and "b", each for several owners; sometimes nobody says who acts.
 """
 
 from copy import deepcopy
 
-from attrs import define, field
+from attrs import evolve
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from leasekeeper.core.lock import (
-    Busy,
     Claim,
-    Contended,
-    Event,
     Granted,
     HolderLost,
     Left,
@@ -25,15 +23,19 @@ from leasekeeper.core.lock import (
     Missing,
     Now,
     Queued,
-    QueueFull,
     Renewed,
+    Resumed,
     WaiterGranted,
 )
-from leasekeeper.messages import HolderView, LeaseState, LostReason, Mode, WaiterView
+from leasekeeper.messages import (
+    ORIGINAL_WAIT,
+    LostReason,
+    Mode,
+    OnDrop,
+)
+from tests.properties.model import WAITING_MAX, Model, server
 
-WAITING_MAX = 3
 START_MS, START_US = 1_000, 1_700_000_000_000_000
-FAR_MS = 10**9
 
 LEASES = [letter * 32 for letter in "abcdef"]
 STRANGER = "0" * 32
@@ -43,143 +45,13 @@ WHO = st.integers(0, WAITING_MAX + 2)
 """Someone who holds or waits, by place; or a stranger."""
 LATE = st.sampled_from([0, 0, 0, 1, 100, 300])
 """How much time passed before a call, unnoticed: what it is about may have run out."""
-
-
-@define
-class One:
-    """A lease id that holds or waits. `end_ms` ends the lease, or the trust in the waiter."""
-
-    claim: Claim
-    since_ms: int
-    end_ms: int
-    asked_ms: int = 0
-    ttl_ms: int = 0
-    last_ms: int = FAR_MS
-    fence: int = 0
-
-
-@define
-class Model:
-    """The laws of one name over two plain lists. What happened goes to `events`."""
-
-    holders: list[One] = field(factory=list)
-    queue: list[One] = field(factory=list)
-    fence: int = 0
-    changes: int = 0
-    events: list[Event] = field(factory=list)
-
-    def fits(self, claim: Claim) -> bool:
-        """L1: alone, or all shared and no more than anyone's limit."""
-        together = [one.claim for one in self.holders] + [claim]
-        return len(together) == 1 or all(
-            each.mode is Mode.SHARED and (each.limit is None or each.limit >= len(together))
-            for each in together
-        )
-
-    def settle(self, now: Now) -> None:
-        """What time alone brings about: leases end, the dead leave, the head moves up (L4, L5)."""
-        for one in [one for one in self.holders if one.end_ms <= now.ms]:
-            self.put_out(
-                one, LostReason.MAX_HOLD if one.end_ms == one.last_ms else LostReason.EXPIRED
-            )
-        while self.queue and (self.queue[0].end_ms <= now.ms or self.fits(self.queue[0].claim)):
-            head = self.queue.pop(0)
-            if head.end_ms > now.ms:
-                grant = self.grant(head.claim, head.asked_ms, now)
-                self.events.append(WaiterGranted(head.claim.lease, grant))
-
-    def grant(self, claim: Claim, asked_ms: int, now: Now) -> Granted:
-        """L2: above every fence before it, and not below the clock."""
-        self.fence = now.us if now.us > self.fence else self.fence + 1
-        last_ms = now.ms + (FAR_MS if claim.max_hold_ms is None else claim.max_hold_ms)
-        one = One(claim, now.ms, 0, ttl_ms=claim.ttl_ms, last_ms=last_ms, fence=self.fence)
-        self.holders.append(one)
-        self.changes += 1
-        return Granted(self.fence, self.extend(one, now), now.ms - asked_ms)
-
-    def extend(self, one: One, now: Now) -> int:
-        """To the full TTL, but not past the longest hold."""
-        one.end_ms = min(now.ms + one.ttl_ms, one.last_ms)
-        return one.end_ms - now.ms
-
-    def put_out(self, one: One, reason: LostReason, detail: str | None = None) -> None:
-        """A holder is lost, and told so."""
-        self.holders.remove(one)
-        self.changes += 1
-        self.events.append(HolderLost(one.claim.lease, one.fence, reason, detail))
-
-    def find(self, ones: list[One], lease: str) -> One | None:
-        """Whoever has this lease id."""
-        return next((one for one in ones if one.claim.lease == lease), None)
-
-    def ask_again(self, lease: str, wait: bool, now: Now) -> Granted | Queued | Busy | None:
-        """L6: the same grant, the same place; or the place is given up."""
-        if one := self.find(self.holders, lease):
-            return Granted(one.fence, self.extend(one, now), 0)
-        if not (one := self.find(self.queue, lease)):
-            return None
-        if wait:
-            one.asked_ms, one.end_ms = now.ms, now.ms + one.claim.alive_ms
-            return Queued(self.queue.index(one) + 1)
-        self.queue.remove(one)
-        self.settle(now)
-        return Busy()
-
-    def ask(
-        self, claim: Claim, wait: bool, now: Now
-    ) -> Granted | Queued | Busy | QueueFull | Mismatch:
-        """L1, L4: at once if nobody is ahead and it fits; else at the end of the queue."""
-        known = self.find(self.holders + self.queue, claim.lease)
-        if known and (known.claim.mode, known.claim.limit) != (claim.mode, claim.limit):
-            return Mismatch()
-        if known:
-            return self.ask_again(claim.lease, wait, now) or Busy()
-        if not self.queue and self.fits(claim):
-            return self.grant(claim, now.ms, now)
-        if wait and len(self.queue) >= WAITING_MAX:
-            return QueueFull(WAITING_MAX)
-        if not wait:
-            return Busy()
-        self.queue.append(One(claim, now.ms, now.ms + claim.alive_ms, asked_ms=now.ms))
-        self.events.append(Contended(len(self.queue)))
-        return Queued(len(self.queue))
-
-    def leave(self, lease: str) -> Left:
-        """L6: afterwards the lease id has nothing."""
-        if one := self.find(self.holders, lease):
-            self.holders.remove(one)
-            self.changes += 1
-            return Left.HELD
-        if one := self.find(self.queue, lease):
-            self.queue.remove(one)
-            return Left.WAITING
-        return Left.NOTHING
-
-    def view(self, holders_max: int, waiting_max: int, now: Now) -> LeaseState:
-        """L7: all that anyone may see."""
-        holders = [
-            HolderView(
-                one.fence,
-                one.claim.mode,
-                one.claim.label,
-                now.ms - one.since_ms,
-                max(one.end_ms - now.ms, 0),
-                one.claim.client,
-            )
-            for one in self.holders
-        ]
-        waiting = [
-            WaiterView(
-                position, one.claim.mode, one.claim.label, now.ms - one.since_ms, one.claim.client
-            )
-            for position, one in enumerate(self.queue, start=1)
-        ]
-        shown = (tuple(holders[:holders_max]), tuple(waiting[:waiting_max]))
-        return LeaseState("n", *shown, len(self.queue))
+OWNER = st.sampled_from(["a.1", "a.2", "b.1", None])
+SERVER = st.sampled_from(["a", "b", None])
+WAITS = st.sampled_from([None, 100, 150])
 
 
 class LockMachine(RuleBasedStateMachine):
-    """Clients of one name, and the clock."""
+    """Clients of one name, on two servers, and the clock."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,6 +59,7 @@ class LockMachine(RuleBasedStateMachine):
         self.model = Model()
         self.ms, self.us = START_MS, START_US
         self.floor_us = 0
+        self.last_called_ms = START_MS
         self.settled = True
         """No time has passed since the last call."""
         self.claims: dict[str, Claim] = {}
@@ -196,6 +69,8 @@ class LockMachine(RuleBasedStateMachine):
         self.turns: dict[str, int] = {}
         """When each waiter began to wait; the smallest is first in line."""
         self.turn = 0
+        self.floors: dict[str, int] = {}
+        """The fence that each waiter was told its grant would be above."""
 
     @property
     def now(self) -> Now:
@@ -208,10 +83,12 @@ class LockMachine(RuleBasedStateMachine):
         expected_events, self.model.events = self.model.events, []
         assert events == expected_events
         self.settled = True
+        self.last_called_ms = self.ms
         for event in events:
             if isinstance(event, WaiterGranted):
                 self.fences.append(event.grant.fence)
                 self.a_waiter_was_granted(event.lease)
+                assert event.grant.fence > self.floors[event.lease]
 
     def a_waiter_was_granted(self, lease: str) -> None:
         """L4: everyone who began to wait before it is gone."""
@@ -219,11 +96,12 @@ class LockMachine(RuleBasedStateMachine):
         waiting = {one.claim.lease for one in self.model.queue}
         assert all(turn > mine for other, turn in self.turns.items() if other in waiting)
 
-    def someone(self, who: int, late_ms: int) -> str:
-        """A lease id: of one who held or waited until now, or of a stranger. Then time passes."""
+    def someone(self, who: int, late_ms: int, by: str | None) -> str:
+        """A lease id: of one who held or waited until now, or of a stranger. Then time passes,
+        and the server that acts notices."""
         known = [one.claim.lease for one in self.model.holders + self.model.queue]
         self.pass_time(late_ms)
-        self.model.settle(self.now)
+        self.model.settle(self.now, by)
         return [*known, STRANGER][who % (len(known) + 1)]
 
     # --- Clients ------------------------------------------------------------------------------
@@ -233,7 +111,7 @@ class LockMachine(RuleBasedStateMachine):
         for lease in LEASES[:readers]:
             self.acquire(Claim(lease, 300, Mode.SHARED, alive_ms=300), wait=False)
         for lease, mode in zip(LEASES[readers:], waiting, strict=False):
-            self.acquire(Claim(lease, 300, mode, alive_ms=300), wait=True)
+            self.acquire(Claim(lease, 300, mode, alive_ms=300, wait_ms=200), wait=True)
 
     @rule(
         lease=st.sampled_from(LEASES),
@@ -243,6 +121,9 @@ class LockMachine(RuleBasedStateMachine):
         max_hold_ms=st.none() | DURATIONS,
         alive_ms=DURATIONS,
         wait=st.booleans(),
+        wait_ms=WAITS,
+        owner=OWNER,
+        on_drop=st.sampled_from(OnDrop),
     )
     def a_client_acquires(
         self,
@@ -253,10 +134,14 @@ class LockMachine(RuleBasedStateMachine):
         max_hold_ms: int | None,
         alive_ms: int,
         wait: bool,
+        wait_ms: int | None,
+        owner: str | None,
+        on_drop: OnDrop,
     ) -> None:
         if mode is Mode.EXCLUSIVE:
             limit = None
-        claim = Claim(lease, ttl_ms, mode, limit, f"{mode}", "c", "s", max_hold_ms, alive_ms)
+        claim = Claim(lease, ttl_ms, mode, limit, f"{mode}", "c", owner, max_hold_ms, alive_ms)
+        claim = evolve(claim, wait_ms=wait_ms, on_drop=on_drop, auto_renew=not limit)
         self.acquire(claim, wait)
 
     @rule(lease=st.sampled_from(LEASES), wait=st.booleans())
@@ -268,26 +153,36 @@ class LockMachine(RuleBasedStateMachine):
     def a_reader_with_a_limit_acquires(self, lease: str, limit: int) -> None:
         self.acquire(Claim(lease, 300, Mode.SHARED, limit, alive_ms=300), wait=False)
 
-    @rule(lease=st.sampled_from(LEASES), max_hold_ms=st.sampled_from([None, 150]))
-    def a_writer_waits(self, lease: str, max_hold_ms: int | None) -> None:
+    @rule(
+        lease=st.sampled_from(LEASES),
+        max_hold_ms=st.sampled_from([None, 150]),
+        wait_ms=WAITS,
+        owner=OWNER,
+    )
+    def a_writer_waits(
+        self, lease: str, max_hold_ms: int | None, wait_ms: int | None, owner: str | None
+    ) -> None:
         """And may not hold it for long, so that two bounds meet."""
-        self.acquire(Claim(lease, 100, max_hold_ms=max_hold_ms, alive_ms=300), wait=True)
+        claim = Claim(lease, 100, max_hold_ms=max_hold_ms, alive_ms=300, owner=owner)
+        self.acquire(evolve(claim, wait_ms=wait_ms), wait=True)
 
-    @rule(who=WHO, late_ms=LATE, wait=st.booleans())
-    def a_client_repeats_its_request(self, who: int, late_ms: int, wait: bool) -> None:
-        """L6, and it finds out what became of it."""
-        lease = self.someone(who, late_ms)
-        self.acquire(self.claims.get(lease, Claim(lease, 300)), wait)
+    @rule(who=WHO, late_ms=LATE, wait=st.booleans(), owner=OWNER)
+    def a_client_repeats_its_request(
+        self, who: int, late_ms: int, wait: bool, owner: str | None
+    ) -> None:
+        """L6, and it finds out what became of it; maybe on another server."""
+        lease = self.someone(who, late_ms, server(owner))
+        self.acquire(evolve(self.claims.get(lease, Claim(lease, 300)), owner=owner), wait)
 
     @precondition(lambda self: self.settled and self.lock.waiting)
     @rule(place=st.integers(0, WAITING_MAX - 1))
     def a_waiter_gives_up(self, place: int) -> None:
         """L5: and whoever waited only for this one gets in."""
         waiter = self.model.queue[place % len(self.model.queue)]
-        self.acquire(waiter.claim, wait=False)
+        self.acquire(evolve(waiter.claim, owner=waiter.owner), wait=False)
 
     def acquire(self, claim: Claim, wait: bool) -> None:
-        self.model.settle(self.now)
+        self.model.settle(self.now, server(claim.owner))
         held = self.model.find(self.model.holders, claim.lease)
         queued = self.model.find(self.model.queue, claim.lease)
         place = self.model.queue.index(queued) + 1 if queued else None
@@ -302,68 +197,96 @@ class LockMachine(RuleBasedStateMachine):
                 self.fences.append(fence)
             case Queued(position=position) if queued:
                 assert position == place, "a repeated acquire keeps its place (L6)"
+                self.floors[claim.lease] = answer.fence
             case Queued(position=position):
+                self.floors[claim.lease] = answer.fence
                 assert position == self.lock.waiting, "who comes last waits last (L4)"
                 self.turn += 1
                 self.turns[claim.lease] = self.turn
         if not isinstance(answer, Mismatch):
             self.claims[claim.lease] = claim
 
-    @rule(who=WHO, late_ms=LATE)
-    def a_client_releases(self, who: int, late_ms: int) -> None:
-        """L6: and then again."""
-        lease = self.someone(who, late_ms)
-        left = self.lock.release(lease, now=self.now)
-        expected = self.model.leave(lease)
-        self.model.settle(self.now)
+    @rule(who=WHO, late_ms=LATE, by=SERVER, only_of=SERVER)
+    def a_client_releases(
+        self, who: int, late_ms: int, by: str | None, only_of: str | None
+    ) -> None:
+        """L6: and then again. With `only_of`, what was resumed elsewhere stays (L8)."""
+        lease = self.someone(who, late_ms, by)
+        left = self.lock.release(lease, now=self.now, by=by, only_of=only_of)
+        expected = self.model.leave(lease, by, only_of)
+        self.model.settle(self.now, by)
         self.called(left, expected)
-        assert self.lock.release(lease, now=self.now) is Left.NOTHING
+        again = self.lock.release(lease, now=self.now, by=by, only_of=only_of)
+        assert again is Left.NOTHING
 
-    @rule(who=WHO, late_ms=LATE, ttl_ms=st.none() | DURATIONS)
-    def a_client_renews(self, who: int, late_ms: int, ttl_ms: int | None) -> None:
-        lease = self.someone(who, late_ms)
+    @rule(who=WHO, late_ms=LATE, ttl_ms=st.none() | DURATIONS, by=SERVER)
+    def a_client_renews(self, who: int, late_ms: int, ttl_ms: int | None, by: str | None) -> None:
+        """On any server, and the lease stays with its own."""
+        lease = self.someone(who, late_ms, by)
         holder = self.model.find(self.model.holders, lease)
         expected: Renewed | Missing = Missing()
         if holder:
             holder.ttl_ms = ttl_ms or holder.ttl_ms
             expected = Renewed(self.model.extend(holder, self.now))
-        self.called(self.lock.renew(lease, ttl_ms, now=self.now), expected)
+        self.called(self.lock.renew(lease, ttl_ms, now=self.now, by=by), expected)
 
-    @rule(who=WHO, late_ms=LATE, wait=st.booleans())
-    def a_client_resumes(self, who: int, late_ms: int, wait: bool) -> None:
+    @rule(
+        who=WHO,
+        late_ms=LATE,
+        owner=OWNER,
+        wait_ms=st.sampled_from([ORIGINAL_WAIT, ORIGINAL_WAIT, 0]) | WAITS,
+    )
+    def a_client_resumes(
+        self, who: int, late_ms: int, owner: str | None, wait_ms: int | None
+    ) -> None:
         """L7: the lease id is all it takes, on any server."""
-        lease = self.someone(who, late_ms)
-        expected = self.model.ask_again(lease, wait, self.now) or Missing()
-        self.called(self.lock.resume(lease, "t", wait=wait, now=self.now), expected)
+        lease = self.someone(who, late_ms, server(owner))
+        answer = self.lock.resume(lease, owner, wait_ms=wait_ms, now=self.now)
+        expected = self.model.resume(lease, owner, wait_ms, self.now)
+        if isinstance(answer, Resumed) and isinstance(answer.answer, Granted):
+            answer = evolve(answer, claim=evolve(answer.claim, wait_ms=None))
+        elif isinstance(answer, Resumed) and isinstance(answer.answer, Queued):
+            self.floors[lease] = answer.answer.fence
+        self.called(answer, expected)
 
-    @rule(who=WHO, late_ms=LATE, alive_ms=DURATIONS)
-    def a_server_vouches_for_a_waiter(self, who: int, late_ms: int, alive_ms: int) -> None:
-        lease = self.someone(who, late_ms)
+    @precondition(lambda self: self.settled and self.lock.waiting)
+    @rule(place=st.integers(0, WAITING_MAX - 1), late_ms=LATE, owner=OWNER)
+    def a_waiter_is_resumed(self, place: int, late_ms: int, owner: str | None) -> None:
+        """L8: where its connection was lost; it waits no longer than it would have."""
+        holders, waiting = len(self.model.holders), len(self.model.queue)
+        self.a_client_resumes(holders + place % waiting, late_ms, owner, ORIGINAL_WAIT)
+
+    @rule(who=WHO, late_ms=LATE, alive_ms=DURATIONS, by=SERVER)
+    def a_server_vouches_for_a_waiter(
+        self, who: int, late_ms: int, alive_ms: int, by: str | None
+    ) -> None:
+        lease = self.someone(who, late_ms, by)
         waiter = self.model.find(self.model.queue, lease)
         if waiter:
             waiter.end_ms = self.ms + alive_ms
-        self.called(self.lock.touch(lease, alive_ms, now=self.now), waiter is not None)
+        answer = self.lock.touch(lease, alive_ms, now=self.now, by=by)
+        self.called(answer, waiter is not None)
 
     @precondition(lambda self: not self.lock.idle)
-    @rule(detail=st.sampled_from([None, "maintenance"]), late_ms=LATE)
-    def an_operator_breaks_it(self, detail: str | None, late_ms: int) -> None:
+    @rule(detail=st.sampled_from([None, "maintenance"]), late_ms=LATE, by=SERVER)
+    def an_operator_breaks_it(self, detail: str | None, late_ms: int, by: str | None) -> None:
         """What has run out by then is not broken but expired."""
         self.pass_time(late_ms)
-        self.model.settle(self.now)
+        self.model.settle(self.now, by)
         holders = list(self.model.holders)
         for one in holders:
             self.model.put_out(one, LostReason.BROKEN, detail)
-        self.model.settle(self.now)
-        self.called(self.lock.break_(detail, now=self.now), len(holders))
+        self.model.settle(self.now, by)
+        self.called(self.lock.break_(detail, now=self.now, by=by), len(holders))
 
     # --- The clock, and the store -------------------------------------------------------------
 
-    @rule(ms=st.sampled_from([1, 49, 50, 99, 100, 150, 1000]), noticed=st.booleans())
-    def time_passes(self, ms: int, noticed: bool) -> None:
+    @rule(ms=st.sampled_from([1, 49, 50, 99, 100, 150, 1000]), noticed=st.booleans(), by=SERVER)
+    def time_passes(self, ms: int, noticed: bool, by: str | None) -> None:
         """And perhaps it is only noticed later, by whatever call comes next."""
         self.pass_time(ms)
         if noticed:
-            self.advance()
+            self.advance(by)
 
     def pass_time(self, ms: int) -> None:
         self.ms += ms
@@ -376,17 +299,17 @@ class LockMachine(RuleBasedStateMachine):
         self.us = max(self.us + us, self.floor_us)
 
     @precondition(lambda self: self.settled and self.lock.next_ms() is not None)
-    @rule(early_ms=st.integers(0, 1))
-    def the_next_moment_comes(self, early_ms: int) -> None:
+    @rule(early_ms=st.integers(0, 1), by=SERVER)
+    def the_next_moment_comes(self, early_ms: int, by: str | None) -> None:
         """Whoever waits for `next_ms()` calls then, or a little too early."""
         next_ms = self.lock.next_ms()
         assert next_ms is not None
         self.pass_time(next_ms - early_ms - self.ms)
-        self.advance()
+        self.advance(by)
 
-    def advance(self) -> None:
-        self.model.settle(self.now)
-        self.lock.advance(self.now)
+    def advance(self, by: str | None) -> None:
+        self.model.settle(self.now, by)
+        self.lock.advance(self.now, by=by)
         self.called(None, None)
 
     @precondition(lambda self: self.lock.idle)
@@ -428,6 +351,16 @@ class LockMachine(RuleBasedStateMachine):
         assert self.fences == sorted(set(self.fences))
         held = [holder.fence for holder in self.lock.holders(self.now)]
         assert held == [fence for fence in self.fences if fence in held]
+
+    @invariant()
+    def whose_they_are_is_as_the_model_has_it(self) -> None:
+        """L8: told to each owner, once, when all are put out."""
+        copy = deepcopy(self.lock)
+        copy.events.clear()
+        now = Now(self.last_called_ms, self.us)
+        copy.break_(now=now)
+        told = [each.owner for each in copy.events if isinstance(each, HolderLost)]
+        assert told[: len(self.model.holders)] == [one.owner for one in self.model.holders]
 
     @precondition(lambda self: self.settled)
     @invariant()

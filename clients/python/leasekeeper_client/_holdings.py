@@ -1,6 +1,6 @@
 """What this client holds or waits for: heartbeats, proofs, resuming, and giving back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
@@ -144,7 +144,11 @@ class Holdings:
         contact = connection.lifeline.contact
         holds = [hold for hold in self.held() if hold.contact is contact]
         call = Call(
-            "session.heartbeat", constant(), bound=True, on_result=partial(self._beaten, holds)
+            "session.heartbeat",
+            constant(),
+            bound=True,
+            on_result=partial(self._beaten, holds),
+            on_error_data=partial(_beaten_in_part, holds),
         )
         connection.submit(call)
         with move_on_after(self._patience()):
@@ -153,7 +157,7 @@ class Holdings:
             connection.kill("a heartbeat was not answered")
             await connection.dead.wait()
         elif isinstance(call.outcome, TRANSIENT):
-            # The store did not answer: the connection is good, the leases are not renewed.
+            # The store did not answer for some: the connection is good, those are not renewed.
             soon = max(call.outcome.retry_after, RETRY_MIN, self._shortest() / 10)
             self._beat_due = min(self._beat_due, self._clock() + soon)
 
@@ -282,6 +286,15 @@ class Holdings:
         )
         session.submit(call)
         return call
+
+
+def _beaten_in_part(holds: list[Hold], answer: Answer) -> None:
+    """The heartbeat failed, and these were renewed all the same; of the others nothing is known."""
+    data = answer.result if isinstance(answer.result, Mapping) else {}
+    renewed = data.get("renewed")
+    for hold in holds:
+        if isinstance(renewed, list) and hold.lease_id in renewed:
+            hold.confirm(sent_at=answer.sent_at, received_at=answer.received_at)
 
 
 def _is_on(hold: Hold, connection: Connection) -> bool:

@@ -61,6 +61,7 @@ class Call:
         bound: Whether it means something on one connection only, so that it dies with it.
         on_result: Runs in the reader, before anything that came behind the answer is read.
         on_error: The same, for an error.
+        on_error_data: Before that, for what the error's data says was done all the same.
     """
 
     method: str
@@ -69,6 +70,7 @@ class Call:
     bound: bool = False
     on_result: Callable[[Answer], None] | None = field(default=None, repr=False)
     on_error: Callable[[KeeperError], None] | None = field(default=None, repr=False)
+    on_error_data: Callable[[Answer], None] | None = field(default=None, repr=False)
     useful_until: float | None = None
     """When sending it (again) has become pointless, by the client's clock."""
     carrier: object | None = field(default=None, repr=False)
@@ -185,7 +187,10 @@ class Outbox:
             return
         self.lifeline.proven(call.sent_at, now)
         if "error" in message:
-            call.settle(_error(as_object(message["error"])))
+            error = as_object(message["error"])
+            if call.on_error_data is not None and "data" in error:
+                call.on_error_data(Answer(error["data"], call.sent_at, now, call.sends))
+            call.settle(_error(error))
         elif "result" in message:
             call.settle(Answer(message["result"], call.sent_at, now, call.sends))
         else:

@@ -51,7 +51,8 @@ async def connect(
 
     Args:
         urls: One address or several, tried in turn: `ws://host:port`, `wss://host:port` or
-            `ws+unix:///absolute/path`.
+            `ws+unix:///absolute/path`. Several are of servers that share a store: when one is gone
+            or drains, what it had is resumed on the next.
         client: A name for this program, shown to others.
         token: The secret, if the servers want one. It is sent in the session, never in a URL.
         ssl_context: For wss; the system's certificates by default.

@@ -1,0 +1,72 @@
+"""`lease.acquire_all`: several names under one lease id, all or nothing."""
+
+from secrets import token_hex
+
+import trio
+from attrs import evolve
+
+from leasekeeper.core.lock import Missing
+from leasekeeper.errors import Lost, RpcError, Unavailable
+from leasekeeper.messages import LeaseAcquire, LeaseAcquireAll, LeaseGrant, LeaseGrants
+from leasekeeper.service.leases import Leases, wait_until
+from leasekeeper.service.session import Session, Stage, Tenure
+from leasekeeper.store.api import Renewal
+
+
+async def acquire_all(leases: Leases, session: Session, ask: LeaseAcquireAll) -> LeaseGrants:
+    """Asks for several names in sorted order, so that two callers cannot deadlock.
+
+    `waited_ms` of each grant is the wait for all of them together, and every lease is renewed when
+    the last is there, so that a holder's deadline holds for each.
+
+    Raises:
+        Lost: one was lost while another was waited for.
+        As `Leases.acquire`.
+
+    Cancellation:
+        As `Leases.acquire`, for all of them.
+    """
+    lease = ask.lease or token_hex(16)
+    until = wait_until(ask.wait_ms)
+    grants: list[LeaseGrant] = []
+    taken: list[Tenure] = []
+    try:
+        for name in sorted(ask.names):
+            grants.append(await _acquire_one(leases, session, ask.one(name, lease), until))
+            if tenure := leases.tenures.find((name, lease)):
+                tenure.requests += 1
+                taken.append(tenure)
+        answer = await _renew_all(leases, grants)
+        if any(tenure.stage is Stage.OVER for tenure in taken):
+            raise Lost  # one went while the store was asked
+        return answer
+    except (RpcError, trio.Cancelled):
+        for tenure in taken:
+            if tenure.requests == 1:  # or a repeat of this request wants it
+                leases.abandon(tenure)
+        raise
+    finally:
+        for tenure in taken:
+            tenure.requests -= 1
+
+
+async def _acquire_one(
+    leases: Leases, session: Session, ask: LeaseAcquire, until: float
+) -> LeaseGrant:
+    if ask.wait_ms:  # neither "at once" nor "for ever"
+        left_ms = max(0, int((until - trio.current_time()) * 1000))
+        ask = evolve(ask, wait_ms=left_ms)
+    return await leases.acquire(session, ask)
+
+
+async def _renew_all(leases: Leases, grants: list[LeaseGrant]) -> LeaseGrants:
+    waited_ms = sum(grant.waited_ms for grant in grants)
+    renewed: list[LeaseGrant] = []
+    answers = await leases.store.renew([Renewal(g.name, g.lease) for g in grants])
+    for grant, answer in zip(grants, answers, strict=True):
+        if isinstance(answer, Missing):
+            raise Lost
+        if isinstance(answer, Unavailable):
+            raise answer
+        renewed.append(evolve(grant, ttl_ms=answer.ttl_ms, waited_ms=waited_ms))
+    return LeaseGrants(tuple(renewed))
