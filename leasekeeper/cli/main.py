@@ -17,6 +17,7 @@ _COMMANDS: Final = {
     "show": "leasekeeper.cli.look:show",
     "break": "leasekeeper.cli.look:break_",
     "watch": "leasekeeper.cli.look:watch",
+    "doctor": "leasekeeper.cli.doctor:doctor",
 }
 """Imported only when they are run: `lock` stands in front of other people's commands."""
 
@@ -98,7 +99,8 @@ def _defaults(
             raise _CannotWork(f"{where} has no setting {key!r}")
         default = _as_flags(value, option)
         if default is None:
-            raise _CannotWork(f"{where} {key}: {value!r} is no value for --{_flag_name(key)}")
+            kind = type(value).__name__  # not the value itself: a URL may have a password
+            raise _CannotWork(f"{where} {key}: a {kind} is no value for --{_flag_name(key)}")
         defaults[option.name] = default
     return defaults
 

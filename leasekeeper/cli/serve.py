@@ -1,24 +1,24 @@
 """`leasekeeper serve`."""
 
-import logging
 import os
+import pickle
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import attrs
 import click
-import structlog
 import trio
+from click.core import ParameterSource
 
+from leasekeeper.cli.job import MEMORY, Job, StoreOptions, log_to_stderr, run
+from leasekeeper.cli.supervisor import Supervisor
 from leasekeeper.errors import ConfigurationError
 from leasekeeper.server.app import Server
 from leasekeeper.server.config import ServerConfig, WireLimits, parse_address
-from leasekeeper.service.keeper import Keeper
+from leasekeeper.server.listening import reserve
 from leasekeeper.service.limits import Limits
-from leasekeeper.store.api import Store
-from leasekeeper.store.memory import MemoryStore
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -73,12 +73,67 @@ def _help_bounds(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 )
 @click.option(
     "--store",
-    default="memory",
-    show_default=True,
+    "url",
+    default=MEMORY,
+    show_default=False,  # it would show what a file says, and there may be a password in it
     envvar="LEASEKEEPER_STORE",
-    metavar="memory",
-    help="Where leases live. `memory` is this process: nothing else to install, and a restart "
-    "loses every lease (fences still rise).",
+    metavar="memory|URL",
+    help="Where leases live. `memory`, the default, is this process: nothing else to install, and "
+    "a restart loses every lease (fences still rise). A URL is a Redis that any number of servers "
+    "share: redis://HOST:PORT/DB, rediss:// with TLS, unix:///PATH, "
+    "redis+sentinel://HOST:PORT,HOST:PORT/MASTER, redis+cluster://HOST:PORT,HOST:PORT (a cluster "
+    "behind redis:// is noticed, too). Before the host may stand USER:PASSWORD@; `ps` shows "
+    "everybody what is on the command line, but not LEASEKEEPER_STORE.",
+)
+@click.option(
+    "--prefix",
+    default="lk",
+    show_default=True,
+    envvar="LEASEKEEPER_PREFIX",
+    help="What every key in Redis begins with. Servers with different prefixes share nothing.",
+)
+@click.option(
+    "--fence-memory-ms",
+    type=click.IntRange(1),
+    default=3_600_000,
+    show_default=True,
+    envvar="LEASEKEEPER_FENCE_MEMORY_MS",
+    help="How long Redis keeps a name's last fence after the name's last use.",
+)
+@click.option(
+    "--replicas",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    envvar="LEASEKEEPER_REPLICAS",
+    help="A grant is told only when so many replicas of Redis have it: fewer grants are lost when "
+    "a replica takes over, and each takes longer.",
+)
+@click.option(
+    "--replicas-ms",
+    type=click.IntRange(1),
+    default=1_000,
+    show_default=True,
+    envvar="LEASEKEEPER_REPLICAS_MS",
+    help="How long the replicas may take; after that the grant is given back.",
+)
+@click.option(
+    "--restart-hold-ms",
+    type=click.IntRange(0),
+    default=3_600_000,
+    show_default=True,
+    envvar="LEASEKEEPER_RESTART_HOLD_MS",
+    help="For how long at most nothing is granted after Redis has lost data, so that holders of "
+    "forgotten leases can finish. 0 grants at once.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    envvar="LEASEKEEPER_WORKERS",
+    help="Processes that serve the same addresses, each on a core of its own; one that dies is "
+    "replaced. More than one share a Redis.",
 )
 @click.option(
     "--token-file",
@@ -108,17 +163,6 @@ def _help_bounds(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     envvar="LEASEKEEPER_LOG_LEVEL",
     help="What is worth a line on standard error.",
 )
-@click.option("--prefix", default="lk", envvar="LEASEKEEPER_PREFIX", hidden=True)
-@click.option(
-    "--fence-memory-ms",
-    type=click.IntRange(1),
-    default=3_600_000,
-    envvar="LEASEKEEPER_FENCE_MEMORY_MS",
-    hidden=True,
-)
-@click.option(
-    "--workers", type=click.IntRange(1), default=1, envvar="LEASEKEEPER_WORKERS", hidden=True
-)
 @click.option(
     "--help-bounds",
     is_flag=True,
@@ -128,17 +172,17 @@ def _help_bounds(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="List the bounds that can be set (sizes, counts, times), and exit.",
 )
 @_bound_options
+@click.pass_context
 def serve(
+    ctx: click.Context,
+    /,
     listen: tuple[str, ...],
-    store: str,
     token_file: Path | None,
     allow_unauthenticated: bool,
     allow_origin: tuple[str, ...],
     log_level: str,
-    prefix: str,
-    fence_memory_ms: int,
     workers: int,
-    **bounds: Any,  # noqa: ANN401 # one for each field of Limits and WireLimits
+    **others: Any,  # noqa: ANN401 # one for each field of Limits, WireLimits and StoreOptions
 ) -> None:
     """Run a server.
 
@@ -148,13 +192,14 @@ def serve(
     SIGTERM drains it: clients are told, holders may finish, and it exits with 0. A configuration
     that cannot work ends it with 2 and one line that says what to do.
     """
-    _log_to_stderr(log_level)
-    del prefix, fence_memory_ms  # the layout of a shared store; the embedded one has neither
-    limits, wire = (
-        cls(**{each.name: bounds[each.name] for each in attrs.fields(cls)}) for cls in _BOUNDS
+    log_to_stderr(log_level)
+    limits, wire, store = (
+        cls(**{each.name: others[each.name] for each in attrs.fields(cls)})
+        for cls in (*_BOUNDS, StoreOptions)
     )
     assert isinstance(limits, Limits)
     assert isinstance(wire, WireLimits)
+    assert isinstance(store, StoreOptions)
     config = ServerConfig(
         listen=tuple(parse_address(each) for each in listen),
         limits=limits,
@@ -163,35 +208,59 @@ def serve(
         allow_unauthenticated=allow_unauthenticated,
         allowed_origins=frozenset(allow_origin),
     )
-    config.check()
-    embedded = _store(store, workers, limits)
-    try:
-        trio.run(_run, config, embedded)
-    except BaseExceptionGroup as group:
-        wrong, other = group.split(ConfigurationError)
-        if wrong is None or other is not None:
-            raise
-        raise _first(wrong) from None
+    job = Job(config, store, log_level)
+    job.check()
+    if not store.is_shared:
+        _refuse_what_only_a_shared_store_has(ctx, workers)
+    if workers == 1:
+        job.run(_serve_alone)
+    else:
+        ctx.exit(run(_supervise, job, workers))
 
 
-def _first(group: BaseExceptionGroup[ConfigurationError]) -> ConfigurationError:
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+def _refuse_what_only_a_shared_store_has(ctx: click.Context, workers: int) -> None:
+    if workers > 1:
+        raise ConfigurationError(
+            "--workers: the store `memory` belongs to one process; share a Redis with "
+            "--store redis://HOST:PORT"
+        )
+    for name in ("replicas", "replicas_ms", "restart_hold_ms"):
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise ConfigurationError(
+                f"{_flag(name)} has no effect on the store `memory`: leave it out, or use "
+                "--store redis://HOST:PORT"
+            )
 
 
-async def _run(config: ServerConfig, store: Store) -> None:
-    server = Server(config, Keeper(store, config.limits))
+async def _serve_alone(server: Server) -> None:
     async with trio.open_nursery() as nursery:
-        for url in await nursery.start(server.run):
-            print(f"leasekeeper listening on {url}", flush=True)
+        _announce(await nursery.start(server.run))
 
 
-def _store(url: str, workers: int, limits: Limits) -> Store:
-    if url != "memory":
-        raise ConfigurationError(f"--store {url.partition(':')[0]}: this version has only memory")
-    if workers != 1:
-        raise ConfigurationError("--workers: the store `memory` belongs to one process")
-    return MemoryStore(waiting_max=limits.waiters_per_name)
+async def _supervise(job: Job, workers: int) -> int:
+    places = await reserve(job.config.listen)
+
+    def job_with(sockets: Sequence[int]) -> bytes:
+        config = attrs.evolve(job.config, inherited=tuple(sockets))
+        return pickle.dumps(attrs.evolve(job, config=config))
+
+    try:
+        return await Supervisor(
+            # The very modules that are running here, whatever lies in the current directory.
+            command=(sys.executable, "-P", "-m", "leasekeeper.cli.worker"),
+            environment={"PYTHONPATH": os.pathsep.join(sys.path)},
+            count=workers,
+            places=places,
+            job=job_with,
+            on_ready=lambda: _announce(places.urls),
+        ).run()
+    finally:
+        places.close()
+
+
+def _announce(urls: Iterable[str]) -> None:
+    for url in urls:
+        print(f"leasekeeper listening on {url}", flush=True)
 
 
 def _token(path: Path | None) -> str | None:
@@ -204,19 +273,3 @@ def _token(path: Path | None) -> str | None:
     if not token:
         raise ConfigurationError(f"--token-file {path}: the file is empty")
     return token
-
-
-def _log_to_stderr(level: str) -> None:
-    """One JSON object a line, so that no name or label can forge a line."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    logging.basicConfig(level=logging.ERROR, stream=sys.stderr)

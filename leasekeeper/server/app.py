@@ -8,12 +8,8 @@ import errno
 import os
 import random
 import signal
-import socket
-import stat
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -21,15 +17,15 @@ import structlog
 import trio
 from attrs import define, field
 
-from leasekeeper.errors import CloseCode, ConfigurationError
-from leasekeeper.server.config import Address, ServerConfig, UnixAddress
+from leasekeeper.errors import CloseCode
+from leasekeeper.server.config import ServerConfig
 from leasekeeper.server.connection import Connection, token_fits
+from leasekeeper.server.listening import listen, remove, url
 from leasekeeper.server.transport import HandshakeFailed, accept
 from leasekeeper.service.keeper import Keeper
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
-_BACKLOG: Final = 1024
 _DRAIN_CHECK_S: Final = 0.02
 
 
@@ -42,12 +38,13 @@ class Server:
     connections: set[Connection] = field(factory=set, init=False)
     _handshakes: int = field(default=0, init=False)
     _all_gone: trio.Event = field(factory=trio.Event, init=False)
+    _stopping: trio.Event = field(factory=trio.Event, init=False)
     _accepting: trio.CancelScope = field(factory=trio.CancelScope, init=False)
 
     async def run(
         self, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serves until SIGTERM or SIGINT, and drains; a second signal ends it at once.
+        """Serves until `stop`, SIGTERM or SIGINT, and drains; a second signal ends it at once.
 
         Reports the URLs it listens on once it accepts connections.
 
@@ -58,17 +55,26 @@ class Server:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.keeper.run)
-                listeners = await _listen_all(self.config.listen)
-                files = _socket_files(listeners)
+                listeners, files = await listen(self.config)
                 try:
                     nursery.start_soon(self._accept, listeners)
-                    task_status.started([_url(listener) for listener in listeners])
-                    await anext(signals)
-                    nursery.start_soon(_end_at_once, signals, nursery.cancel_scope)
+                    nursery.start_soon(self._obey, signals, nursery.cancel_scope)
+                    task_status.started([url(listener.socket) for listener in listeners])
+                    await self._stopping.wait()
                     await self.drain()
                 finally:
-                    _remove(files)
+                    remove(files)
                 nursery.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """Begins its orderly end, unless that has begun: what the first signal does, too."""
+        self._stopping.set()
+
+    async def _obey(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+        await anext(signals)
+        self.stop()
+        await anext(signals)
+        scope.cancel()
 
     async def drain(self) -> None:
         """Tells clients, stops accepting, lets holders finish, closes what is left with 4000."""
@@ -184,78 +190,3 @@ def _is_ours(origin: str | None, host: str) -> bool:
     except ValueError:
         return False
     return origin in {f"http://{host}", f"https://{host}"}
-
-
-async def _end_at_once(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    await anext(signals)
-    scope.cancel()
-
-
-async def _listen_all(addresses: tuple[Address, ...]) -> list[trio.SocketListener]:
-    """Listens on all of them, or on none.
-
-    Raises:
-        ConfigurationError: one of them cannot be had.
-    """
-    listeners: list[trio.SocketListener] = []
-    for address in addresses:
-        try:
-            listeners += await _listen(address)
-        except OSError as error:
-            _remove(_socket_files(listeners))
-            for listener in listeners:
-                await listener.aclose()
-            problem = f"cannot listen on {address}: {error.strerror or error}"
-            raise ConfigurationError(f"{problem}; choose another --listen") from error
-    return listeners
-
-
-async def _listen(address: Address) -> list[trio.SocketListener]:
-    if isinstance(address, UnixAddress):
-        return [_listen_unix(address)]
-    listeners = await trio.open_tcp_listeners(address.port, host=address.host, backlog=_BACKLOG)
-    for spare in listeners[1:] if address.port == 0 else ():
-        await spare.aclose()  # it has picked another free port
-    return listeners[:1] if address.port == 0 else listeners
-
-
-def _listen_unix(address: UnixAddress) -> trio.SocketListener:
-    """A socket file for this user and group. A file that nobody listens on any more is replaced."""
-    path = str(address.path)
-    if address.path.exists() and stat.S_ISSOCK(address.path.stat().st_mode):
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.setblocking(False)
-            if probe.connect_ex(path) == errno.ECONNREFUSED:
-                address.path.unlink()
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.bind(path)
-        address.path.chmod(0o660)
-        sock.listen(_BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-
-
-def _socket_files(listeners: list[trio.SocketListener]) -> dict[Path, int]:
-    """The socket files that these made, with their inodes."""
-    names = [each.socket.getsockname() for each in listeners]
-    paths = [Path(name) for name in names if isinstance(name, str)]
-    return {path: path.stat().st_ino for path in paths}
-
-
-def _remove(files: dict[Path, int]) -> None:
-    """Unless another server has put its own there."""
-    for path, inode in files.items():
-        with suppress(FileNotFoundError):
-            if path.stat().st_ino == inode:
-                path.unlink()
-
-
-def _url(listener: trio.SocketListener) -> str:
-    name = listener.socket.getsockname()
-    if listener.socket.family == socket.AF_UNIX:
-        return f"ws+unix://{name}"
-    host, port = name[0], name[1]
-    return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"

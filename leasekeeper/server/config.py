@@ -96,6 +96,8 @@ class ServerConfig:
     token: str | None = field(default=None, repr=False)
     allow_unauthenticated: bool = False
     allowed_origins: frozenset[str] = frozenset()
+    inherited: tuple[int, ...] = ()
+    """Descriptors of bound sockets that this process was started with, for those of `listen`."""
 
     def check(self) -> None:
         """Refuses what is not safe.

@@ -162,7 +162,7 @@ def test_a_file_that_cannot_be_right_is_refused_in_one_line(
     [
         ["--listen", "7420"],
         ["--listen", "0.0.0.0:0"],
-        ["--store", "redis://localhost"],
+        ["--store", "localhost"],
         ["--workers", "2"],
         ["--token-file", "/does/not/exist"],
     ],

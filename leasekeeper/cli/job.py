@@ -1,0 +1,156 @@
+"""What one server process does, and the store it does it with."""
+
+import logging
+import re
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from secrets import token_hex
+from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
+
+import structlog
+import trio
+from attrs import field, frozen
+
+from leasekeeper.errors import ConfigurationError
+from leasekeeper.server.app import Server
+from leasekeeper.server.config import ServerConfig
+from leasekeeper.service.keeper import Keeper
+from leasekeeper.store.api import Store
+from leasekeeper.store.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from leasekeeper.resp.settings import Settings
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+MEMORY: Final = "memory"
+
+_PREFIX: Final = re.compile(r"[A-Za-z0-9._:-]{1,50}")
+
+
+@frozen
+class StoreOptions:
+    """Which store. All but `url` are for a shared one. Times are in milliseconds."""
+
+    url: str = field(default=MEMORY, repr=False)
+    """It may contain a password."""
+    prefix: str = "lk"
+    fence_memory_ms: int = 3_600_000
+    replicas: int = 0
+    replicas_ms: int = 1_000
+    restart_hold_ms: int = 3_600_000
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes can have it."""
+        return self.url != MEMORY
+
+    def check(self) -> None:
+        """Finds what can be found wrong without asking the store.
+
+        Raises:
+            ConfigurationError: no store can be had with these.
+        """
+        if not _PREFIX.fullmatch(self.prefix):
+            raise ConfigurationError(
+                "--prefix: one to fifty letters, digits, dots, colons, dashes and underscores"
+            )
+        if self.is_shared:
+            self._settings()
+
+    def open(self, server: str, waiting_max: int) -> Store:
+        """The store, not yet running, for the server of this name."""
+        if not self.is_shared:
+            return MemoryStore(waiting_max)
+        # Only here: with the embedded store, a server starts without the code for Redis.
+        from leasekeeper.store.redis.store import Options, RedisStore
+
+        options = Options(
+            prefix=self.prefix,
+            fence_memory_ms=self.fence_memory_ms,
+            replicas=self.replicas,
+            replicas_ms=self.replicas_ms,
+            restart_hold_ms=self.restart_hold_ms,
+            waiting_max=waiting_max,
+        )
+        return RedisStore(settings=self._settings(), server=server, options=options)
+
+    def _settings(self) -> "Settings":
+        from leasekeeper.resp.settings import parse_url
+
+        try:
+            return parse_url(self.url)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"--store: {error}") from error
+
+
+@frozen
+class Job:
+    """All that a server process is told. A supervisor sends it to its workers, pickled."""
+
+    config: ServerConfig
+    store: StoreOptions
+    log_level: str
+
+    def check(self) -> None:
+        """Finds what can be found wrong without beginning.
+
+        Raises:
+            ConfigurationError: it cannot work.
+        """
+        self.config.check()
+        self.store.check()
+
+    def run(self, serve: Callable[[Server], Awaitable[None]]) -> None:
+        """Makes the server, and has it served.
+
+        Raises:
+            ConfigurationError: it cannot work.
+        """
+        server = token_hex(4)
+        store = self.store.open(server, self.config.limits.waiters_per_name)
+        run(partial(_serve, serve, server), self.config, store)
+
+
+async def _serve(
+    serve: Callable[[Server], Awaitable[None]], name: str, config: ServerConfig, store: Store
+) -> None:
+    await serve(Server(config, Keeper(store, config.limits, name)))
+
+
+def run(main: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+    """`trio.run`, which lets a configuration that cannot work out of all exception groups.
+
+    Raises:
+        ConfigurationError: a task found it.
+    """
+    try:
+        return trio.run(main, *args)
+    except BaseExceptionGroup as group:
+        wrong, other = group.split(ConfigurationError)
+        if wrong is None or other is not None:
+            raise
+        raise _first(wrong) from None
+
+
+def _first(group: BaseExceptionGroup[ConfigurationError]) -> ConfigurationError:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def log_to_stderr(level: str) -> None:
+    """One JSON object a line, so that no name or label can forge a line."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
