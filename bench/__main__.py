@@ -1,32 +1,74 @@
-"""`just bench [P1] [P2] [P3] [--rounds 5] [--seconds 3] [--json FILE]`."""
+"""`just bench [P1] [P2] ... [--store both] [--rounds 5] [--seconds 3] [--json FILE]`."""
 
 import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from bench.processes import SERVE, Cores, Server, echo, measure, running
-from bench.report import Rounds, busy_table, machine, rows_of, table
+from attrs import frozen
 
-SERVERS: Final = {
-    "P1": ("leasekeeper", "websocket"),
-    "P2": ("leasekeeper", "lines", "websocket"),
-    "P3": ("leasekeeper",),
+from bench.load import add_sizes
+from bench.pinning import Cores
+from bench.processes import KINDS, SERVE, LoadFailed, NotStarted, measure, running
+from bench.redises import NoRedis
+from bench.report import Rounds, busy_table, machine, table
+from bench.rows import rows_of
+
+SHORT: Final = {
+    "P1": ("leasekeeper", "redis", "redis-unix", "websocket"),
+    "P2": ("leasekeeper", "redis", "lines", "websocket"),
+    "P3": ("leasekeeper", "redis", "redis-unix"),
+    "P3b": ("redis-two",),
 }
 """What each shape is measured against, in the order within a round."""
+LONG: Final = {"P5": ("redis",), "P5h": ("redis",), "M1": ("leasekeeper", "redis")}
+"""Those that take minutes: only when they are named, once, with servers of their own."""
+
+OPTIONS: Final = {("M1", "redis"): ("--fence-memory-ms", "1000")}
+"""What a server is started with for a long shape."""
+STORES: Final = ("memory", "redis")
+
+DESCRIPTION: Final = """
+Measure the load shapes.
+
+P1   50 workers over one connection, each with a lock of its own
+P2   50 connections, one request each at a time
+P3   20 waiters on one lock
+P3b  the same, spread over two servers of one Redis
+P5   100,000 leases held and renewed, kept alive by pongs: some two minutes
+P5h  the same, kept alive by heartbeats
+M1   a million names, each used once: some minutes for each store
+"""
 
 
-def options() -> argparse.Namespace:
-    """The command line."""
+@frozen
+class Plan:
+    """What is to be measured."""
+
+    short: dict[str, tuple[str, ...]]
+    long: dict[str, tuple[str, ...]]
+    rounds: int
+    seconds: float
+    serve: Sequence[str]
+    sizes: Sequence[str]
+
+
+def parse() -> tuple[Plan, Path]:
+    """The command line: what to measure, and where to write it."""
     parser = argparse.ArgumentParser(
-        prog="just bench", description="Measure the load shapes on the embedded store."
+        prog="just bench",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("shapes", nargs="*", metavar="P1|P2|P3", help="all by default")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "shapes", nargs="*", metavar="SHAPE", help=f"by default {' '.join(SHORT)}: four minutes"
+    )
+    parser.add_argument("--store", choices=[*STORES, "both"], default="both")
+    parser.add_argument("--rounds", type=int, default=5, help="of the short shapes")
     parser.add_argument("--seconds", type=float, default=3.0, help="per shape, server and round")
     parser.add_argument(
         "--server",
@@ -35,55 +77,116 @@ def options() -> argparse.Namespace:
         metavar="COMMAND",
         help="measure another build: a command that prints the listening line",
     )
+    add_sizes(parser)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="default: bench/results/last.json"
     )
-    parsed = parser.parse_args()
-    unknown = set(parsed.shapes) - set(SERVERS)
+    asked = parser.parse_args()
+    unknown = set(asked.shapes) - set(SHORT) - set(LONG)
     if unknown:
-        parser.error(f"unknown shape {', '.join(sorted(unknown))}; there are {', '.join(SERVERS)}")
-    parsed.shapes = parsed.shapes or list(SERVERS)
-    parsed.json = parsed.json or Path(__file__).parent / "results" / "last.json"
-    return parsed
+        parser.error(
+            f"unknown shape {', '.join(sorted(unknown))}; there are {', '.join([*SHORT, *LONG])}"
+        )
+    stores = STORES if asked.store == "both" else (asked.store,)
+    wanted = asked.shapes or SHORT
+    plan = Plan(
+        short=kinds_of(SHORT, wanted, stores),
+        long=kinds_of(LONG, wanted, stores),
+        rounds=asked.rounds,
+        seconds=asked.seconds,
+        serve=asked.server,
+        sizes=sizes_of(asked),
+    )
+    if not plan.short and not plan.long:
+        parser.error(f"{', '.join(wanted)} is not for --store {asked.store}")
+    return plan, asked.json or Path(__file__).parent / "results" / "last.json"
 
 
-def measure_all(
-    shapes: list[str], rounds: int, seconds: float, serve: Sequence[str]
-) -> dict[str, Rounds]:
+def kinds_of(
+    shapes: dict[str, tuple[str, ...]],
+    wanted: Sequence[str] | dict[str, tuple[str, ...]],
+    stores: Sequence[str],
+) -> dict[str, tuple[str, ...]]:
+    """The wanted shapes that some server of ours has a store for, with the yardsticks."""
+    kept = {
+        shape: tuple(kind for kind in kinds if KINDS[kind].store in {None, *stores})
+        for shape, kinds in shapes.items()
+        if shape in wanted
+    }
+    return {
+        shape: kinds
+        for shape, kinds in kept.items()
+        if any(KINDS[kind].store is not None for kind in kinds)
+    }
+
+
+def sizes_of(asked: argparse.Namespace) -> list[str]:
+    """The sizes of the long shapes, as options of the load."""
+    names = ("leases", "connections", "ttl_ms", "names")
+    return [
+        word
+        for name in names
+        for word in (f"--{name.replace('_', '-')}", str(getattr(asked, name)))
+    ]
+
+
+def measure_short(plan: Plan, cores: Cores) -> dict[str, Rounds]:
     """Every shape on every server, interleaved: a slow minute of the machine hits all alike."""
-    cores = Cores.available()
-    kinds = dict.fromkeys(kind for shape in shapes for kind in SERVERS[shape])
-    measured: dict[str, Rounds] = {shape: {kind: [] for kind in SERVERS[shape]} for shape in shapes}
+    kinds = dict.fromkeys(kind for kinds in plan.short.values() for kind in kinds)
+    measured: dict[str, Rounds] = {
+        shape: {kind: [] for kind in kinds} for shape, kinds in plan.short.items()
+    }
     with ExitStack() as stack:
-        servers: dict[str, Server] = {}
-        for kind in kinds:
-            command = serve if kind == "leasekeeper" else echo(kind)
-            servers[kind] = stack.enter_context(running(kind, command, cores.server))
-        for round_number in range(1, rounds + 1):
-            for shape in shapes:
-                for kind in SERVERS[shape]:
-                    print(f"round {round_number}: {shape}, {kind}", file=sys.stderr)
-                    figures = measure(shape, servers[kind], cores.load, seconds)
-                    measured[shape][kind].append(figures)
+        started = {
+            kind: stack.enter_context(running(KINDS[kind], plan.serve, cores)) for kind in kinds
+        }
+        for round_number in range(1, plan.rounds + 1):
+            for shape, kind in pairs(plan.short):
+                print(f"round {round_number}: {shape}, {kind}", file=sys.stderr)
+                seconds = ("--seconds", str(plan.seconds))
+                figures = measure(shape, started[kind], cores.load, seconds)
+                measured[shape][kind].append(figures)
     return measured
 
 
+def measure_long(plan: Plan, cores: Cores) -> dict[str, Rounds]:
+    """Every long shape once, on servers that nothing else has used."""
+    measured: dict[str, Rounds] = {}
+    for shape, kind in pairs(plan.long):
+        print(f"{shape}, {kind}", file=sys.stderr)
+        options = OPTIONS.get((shape, kind), ())
+        with running(KINDS[kind], plan.serve, cores, options) as started:
+            figures = measure(shape, started, cores.load, plan.sizes)
+        measured.setdefault(shape, {})[kind] = [figures]
+    return measured
+
+
+def pairs(shapes: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
+    """Each shape with each of its servers."""
+    return ((shape, kind) for shape, kinds in shapes.items() for kind in kinds)
+
+
 def main() -> int:
-    """Measures, prints the tables, writes the file. Exit 1: grants came out of order."""
-    parsed = options()
-    where = machine()
-    measured = measure_all(parsed.shapes, parsed.rounds, parsed.seconds, parsed.server)
-    rows = [row for shape in parsed.shapes for row in rows_of(shape, measured[shape])]
-    print(f"{parsed.rounds} rounds of {parsed.seconds:g} s; embedded store; server and load on")
-    print(f"a core each. {where['cpu']}; {where['python']}; {where['system']};")
+    """Measures, prints the tables, writes the file. Exit 1: a law was broken, or a failure."""
+    plan, path = parse()
+    where, cores = machine(), Cores.available()
+    try:
+        measured = measure_short(plan, cores) | measure_long(plan, cores)
+    except (NotStarted, NoRedis, LoadFailed) as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    rows = [row for shape, rounds in measured.items() for row in rows_of(shape, rounds)]
+    rounds = f"{plan.rounds} rounds of {plan.seconds:g} s; " if plan.short else ""
+    print(f"{rounds}{cores.told}.")
+    print(f"{where['cpu']}; {where['python']}; {where['system']};")
     print(f"load average before: {where['load_average']}.\n")
     if float(where["load_average"]) > 1:
         print("**Other programs were busy: compare costs, not figures.**\n")
     print(table(rows), busy_table(measured), sep="\n\n")
-    parsed.json.parent.mkdir(parents=True, exist_ok=True)
-    document = {"machine": where, "seconds": parsed.seconds, "rounds": measured}
-    parsed.json.write_text(json.dumps(document, indent=1) + "\n")
-    return int(any(row.what == "grants out of order" and not row.met for row in rows))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {"machine": where, "seconds": plan.seconds, "rounds": measured}
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    return int(any(row.breaks_a_law for row in rows))
 
 
 if __name__ == "__main__":

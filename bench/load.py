@@ -1,4 +1,4 @@
-"""The process that makes the load: one shape, one target, one stretch of time; figures as JSON.
+"""The process that makes the load: one shape, its targets, one stretch of time; figures as JSON.
 
 `python -m bench.load P2 --target leasekeeper --port 7420 --core 1` prints one line of
 them. It is a process of its own so that it shares neither core nor interpreter with the server.
@@ -6,76 +6,98 @@ them. It is a process of its own so that it shares neither core nor interpreter 
 
 import argparse
 import json
-import os
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
-from bench.shapes import Figures, Target, Window, hand_offs, one_connection, one_request_each
+from attrs import frozen
 
-SHAPES: Final[dict[str, Callable[[Target, Window], Figures]]] = {
-    "P1": lambda target, window: one_connection(target, window, workers_count=50),
-    "P2": lambda target, window: one_request_each(target, window, connections=50),
-    "P3": lambda target, window: hand_offs(target, window, waiters_count=20),
+from bench.holding import Size, held_and_renewed
+from bench.line import hand_offs, hand_offs_between
+from bench.names import many_names
+from bench.observed import Figures, Observed, Store
+from bench.pinning import pin
+from bench.shapes import Target, Window, one_connection, one_request_each
+
+
+@frozen
+class Load:
+    """What a shape is given."""
+
+    targets: tuple[Target, ...]
+    observed: Observed
+    window: Window
+    leases: int
+    connections: int
+    ttl_ms: int
+    names: int
+
+    def size(self, *, heartbeats: bool) -> Size:
+        """That of P5."""
+        return Size(self.leases, self.connections, self.ttl_ms, heartbeats)
+
+
+def alone(load: Load) -> Target:
+    """The one target."""
+    [target] = load.targets
+    return target
+
+
+SHAPES: Final[dict[str, Callable[[Load], Figures]]] = {
+    "P1": lambda load: one_connection(alone(load), load.window, workers_count=50),
+    "P2": lambda load: one_request_each(alone(load), load.window, connections=50),
+    "P3": lambda load: hand_offs(alone(load), load.window, waiters_count=20),
+    "P3b": lambda load: hand_offs_between(load.targets, load.window, waiters_count=20),
+    "P5": lambda load: held_and_renewed(alone(load), load.observed, load.size(heartbeats=False)),
+    "P5h": lambda load: held_and_renewed(alone(load), load.observed, load.size(heartbeats=True)),
+    "M1": lambda load: many_names(alone(load), load.observed, 50, load.names),
 }
+WINDOWED: Final = {"P1", "P2", "P3", "P3b"}
+"""Those that last as long as they are told."""
 
 
-def pin(pid: int, core: int) -> None:
-    """Keeps a process on one core, where the system can (Linux)."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(pid, {core})
+def options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Make load on servers, and print figures.")
+    parser.add_argument("shape", choices=sorted(SHAPES))
+    parser.add_argument("--target", choices=["leasekeeper", "lines", "websocket"], required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, action="append", required=True)
+    parser.add_argument("--server-pid", type=int, action="append", default=[])
+    parser.add_argument("--redis-url", help="to ask the Redis behind the servers for its memory")
+    parser.add_argument("--redis-pid", type=int, default=0)
+    parser.add_argument("--core", type=int)
+    parser.add_argument("--warm-up", type=float, default=0.5)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    add_sizes(parser)
+    return parser.parse_args()
 
 
-def server_cpu_s(pid: int) -> float:
-    """The CPU time another process has used so far; not a number where there is no /proc."""
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:
-        return float("nan")
-    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
-
-
-class Busy:
-    """How busy the load and the server are. A load at 1.0 measures itself, not the server."""
-
-    def __init__(self, server_pid: int) -> None:
-        self._server_pid = server_pid
-        self.begin()
-
-    def begin(self) -> None:
-        """From here on."""
-        self._wall = time.monotonic()
-        self._load = time.process_time()
-        self._server = server_cpu_s(self._server_pid)
-
-    def shares(self) -> Figures:
-        """CPU time per wall time since the beginning."""
-        wall = time.monotonic() - self._wall
-        return {
-            "load_cpu": (time.process_time() - self._load) / wall,
-            "server_cpu": (server_cpu_s(self._server_pid) - self._server) / wall,
-        }
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """How big the long shapes are."""
+    parser.add_argument("--leases", type=int, default=100_000, help="of P5 and P5h")
+    parser.add_argument("--connections", type=int, default=0, help="1,000 leases on each, if 0")
+    parser.add_argument("--ttl-ms", type=int, default=30_000, help="of P5 and P5h")
+    parser.add_argument("--names", type=int, default=1_000_000, help="of M1")
 
 
 def main() -> None:
     """Makes the load that the command line asks for."""
-    parser = argparse.ArgumentParser(description="Make load on a server, and print figures.")
-    parser.add_argument("shape", choices=sorted(SHAPES))
-    parser.add_argument("--target", choices=["leasekeeper", "lines", "websocket"], required=True)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--server-pid", type=int, default=0)
-    parser.add_argument("--core", type=int)
-    parser.add_argument("--warm-up", type=float, default=0.5)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    options = parser.parse_args()
-    if options.core is not None:
-        pin(0, options.core)
-    busy = Busy(options.server_pid)
-    window = Window(options.warm_up, options.seconds, on_begin=busy.begin)
-    figures = SHAPES[options.shape](Target(options.host, options.port, options.target), window)
-    print(json.dumps(figures | busy.shares()))
+    asked = options()
+    if asked.core is not None:
+        pin(0, asked.core)
+    store = Store(asked.redis_url, asked.redis_pid) if asked.redis_url else None
+    observed = Observed(asked.server_pid, store)
+    load = Load(
+        targets=tuple(Target(asked.host, port, asked.target) for port in asked.port),
+        observed=observed,
+        window=Window(asked.warm_up, asked.seconds, on_begin=observed.begin),
+        leases=asked.leases,
+        connections=asked.connections or -(-asked.leases // 1000),
+        ttl_ms=asked.ttl_ms,
+        names=asked.names,
+    )
+    figures = SHAPES[asked.shape](load)
+    print(json.dumps(figures | observed.shares() if asked.shape in WINDOWED else figures))
 
 
 if __name__ == "__main__":

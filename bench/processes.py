@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,8 +12,9 @@ from typing import Final
 
 from attrs import frozen
 
-from bench.load import pin
-from bench.shapes import Figures
+from bench.observed import Figures, Store
+from bench.pinning import Cores, pin
+from bench.redises import running_redis
 
 LISTENING: Final = re.compile(r"listening on \w+://(?P<host>[^:/]+):(?P<port>\d+)")
 STOP_S: Final = 15
@@ -24,32 +24,50 @@ class NotStarted(Exception):
     """A server did not come up; the message is what it had to say."""
 
 
+class LoadFailed(Exception):
+    """The server did not do what a shape is entitled to. The load has said what."""
+
+
+@frozen
+class Kind:
+    """What a shape is measured against."""
+
+    title: str
+    target: str = "leasekeeper"
+    """What the load talks to: `leasekeeper`, `lines` or `websocket`."""
+    store: str | None = None
+    """`memory` or `redis`; a yardstick has none."""
+    servers: int = 1
+    by_socket_file: bool = False
+    """Whether the server reaches Redis by its Unix socket."""
+
+
+KINDS: Final = {
+    "leasekeeper": Kind("leasekeeper, embedded store", store="memory"),
+    "redis": Kind("leasekeeper on Redis", store="redis"),
+    "redis-unix": Kind("leasekeeper on Redis, Unix socket", store="redis", by_socket_file=True),
+    "redis-two": Kind("two leasekeepers on one Redis", store="redis", servers=2),
+    "lines": Kind("raw Trio TCP echo", target="lines"),
+    "websocket": Kind("WebSocket echo", target="websocket"),
+}
+
+
 @frozen
 class Server:
     """A running server."""
 
-    kind: str
-    """`leasekeeper`, `lines` or `websocket`."""
     host: str
     port: int
     pid: int
 
 
 @frozen
-class Cores:
-    """Which core is whose; None where processes cannot be pinned, or there is only one core."""
+class Running:
+    """The servers of a kind, and their Redis."""
 
-    server: int | None
-    load: int | None
-
-    @classmethod
-    def available(cls) -> "Cores":
-        """The first core for the servers, the second for the load."""
-        if hasattr(os, "sched_getaffinity"):
-            cores = sorted(os.sched_getaffinity(0))
-            if len(cores) >= 2:
-                return cls(server=cores[0], load=cores[1])
-        return cls(server=None, load=None)
+    kind: Kind
+    servers: tuple[Server, ...]
+    store: Store | None
 
 
 SERVE: Final = (
@@ -59,13 +77,32 @@ SERVE: Final = (
 """How to start ours on a free port."""
 
 
-def echo(kind: str) -> list[str]:
-    """How to start a yardstick on a free port."""
-    return [sys.executable, "-m", "bench.echo", kind]
+@contextlib.contextmanager
+def running(
+    kind: Kind, serve: Sequence[str], cores: Cores, options: Sequence[str] = ()
+) -> Iterator[Running]:
+    """The servers of a kind, until the block ends; ours are started with these options.
+
+    Raises:
+        NotStarted, NoRedis: see there.
+    """
+    with contextlib.ExitStack() as stack:
+        store: Store | None = None
+        command = [sys.executable, "-m", "bench.echo", kind.target]
+        if kind.store is not None:
+            command = [*serve, *options]
+        if kind.store == "redis":
+            store, socket_url = stack.enter_context(running_redis(cores.redis))
+            command += ["--store", socket_url if kind.by_socket_file else store.url]
+        servers = tuple(
+            stack.enter_context(running_server(command, core))
+            for core in cores.servers[: kind.servers]
+        )
+        yield Running(kind, servers, store)
 
 
 @contextlib.contextmanager
-def running(kind: str, command: Sequence[str], core: int | None) -> Iterator[Server]:
+def running_server(command: Sequence[str], core: int | None) -> Iterator[Server]:
     """A server, until the block ends.
 
     Raises:
@@ -84,7 +121,7 @@ def running(kind: str, command: Sequence[str], core: int | None) -> Iterator[Ser
             if match is None:
                 log.seek(0)
                 raise NotStarted(f"{' '.join(command)}: {line}{log.read()}")
-            yield Server(kind, match["host"], int(match["port"]), process.pid)
+            yield Server(match["host"], int(match["port"]), process.pid)
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -92,13 +129,22 @@ def running(kind: str, command: Sequence[str], core: int | None) -> Iterator[Ser
             process.kill()
 
 
-def measure(shape: str, server: Server, core: int | None, seconds: float) -> Figures:
-    """Runs one load process against a server, and returns its figures."""
-    command = [sys.executable, "-m", "bench.load", shape, "--target", server.kind]
-    command += ["--host", server.host, "--port", str(server.port)]
-    command += ["--server-pid", str(server.pid), "--seconds", str(seconds)]
+def measure(shape: str, running: Running, core: int | None, options: Sequence[str]) -> Figures:
+    """Runs one load process against servers, and returns its figures.
+
+    Raises:
+        LoadFailed: see there.
+    """
+    command = [sys.executable, "-m", "bench.load", shape, "--target", running.kind.target]
+    command += ["--host", running.servers[0].host]
+    for server in running.servers:
+        command += ["--port", str(server.port), "--server-pid", str(server.pid)]
+    if running.store is not None:
+        command += ["--redis-url", running.store.url, "--redis-pid", str(running.store.pid)]
     if core is not None:
         command += ["--core", str(core)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([*command, *options], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise LoadFailed(f"{shape} on {running.kind.title}: the load found what it says above")
     figures: Figures = json.loads(done.stdout)
     return figures

@@ -1,4 +1,4 @@
-"""What the load sends and counts: P1, P2 and P3 of the design, over plain sockets.
+"""What the load sends and counts, over plain sockets: P1 and P2, and what all shapes share.
 
 Every answer is checked. A load that counted refusals would measure how fast the server says no.
 """
@@ -7,21 +7,20 @@ import os
 import selectors
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 import orjson
-from attrs import define, frozen
+from attrs import frozen
 
+from bench.observed import Figures
 from bench.wire import Closed, LineWire, WebSocketWire, Wire, connect, upgrade
 
+NAMES: Final = f"bench/{os.getpid()}"
+"""What names begin with: those of the load before may still be held, for the server's grace."""
 CHUNK_BYTES: Final = 1 << 18
 STALL_S: Final = 10
 """Silence of the server for so long ends the run."""
-
-Figures = dict[str, float]
-"""`rate` is what the shape counts, per second: lock cycles, messages or hand-offs."""
 
 
 class Unexpected(Exception):
@@ -86,12 +85,16 @@ class Worker:
     """Takes a lock of its own and gives it back, over and over: prebuilt text and a new lease."""
 
     def __init__(self, number: int, name: str) -> None:
-        start = b'{"jsonrpc":"2.0","id":%d,"method":"lease.' % number
-        key = b'","params":{"name":"%s","lease":"' % name.encode()
-        self._acquire = start + b"acquire" + key
-        self._release = start + b"release" + key
+        self._start = b'{"jsonrpc":"2.0","id":%d,"method":"lease.' % number
         self._lease = b""
         self._holds = False
+        self.rename(name)
+
+    def rename(self, name: str) -> None:
+        """From now on it takes this lock."""
+        key = b'","params":{"name":"%s","lease":"' % name.encode()
+        self._acquire = self._start + b"acquire" + key
+        self._release = self._start + b"release" + key
 
     def next_request(self) -> bytes:
         """Acquire with a new lease id, then release it."""
@@ -125,9 +128,11 @@ def exchange(connection: socket.socket, wire: Wire, request: bytes) -> bytes:
     return payloads[0]
 
 
-def open_session(connection: socket.socket, wire: Wire, *, batch: bool) -> None:
+def open_session(
+    connection: socket.socket, wire: Wire, *, batch: bool, liveness: str = "pong"
+) -> None:
     """What every client says first."""
-    params: dict[str, str | bool] = {"client": "bench", "batch": batch}
+    params: dict[str, str | bool] = {"client": "bench", "batch": batch, "liveness": liveness}
     request = {"jsonrpc": "2.0", "id": "open", "method": "session.open", "params": params}
     exchange(connection, wire, orjson.dumps(request))
 
@@ -142,20 +147,36 @@ def one_connection(target: Target, window: Window, workers_count: int) -> Figure
         echoes = target.protocol != "leasekeeper"
         if not echoes:
             open_session(connection, wire, batch=True)
-        workers = [Worker(number, f"bench/p1/{number}") for number in range(workers_count)]
+        workers = [Worker(number, f"{NAMES}/{number}") for number in range(workers_count)]
         ready = list(range(workers_count))
         answered = frames = 0
         while window.open(answered):
-            requests = b",".join([workers[number].next_request() for number in ready])
-            connection.sendall(wire.replies() + wire.encode(b"[" + requests + b"]"))
-            ready = []
-            while not ready:
-                payloads = wire.feed(receive(connection))
-                frames += len(payloads)
-                for payload in payloads:
-                    ready += answered_ids(payload, echoes=echoes)
+            requests = [workers[number].next_request() for number in ready]
+            ready, frames_read = ask_together(connection, wire, requests, echoes=echoes)
+            frames += frames_read
             answered += len(ready)
         return {"rate": window.rate / 2, "answers_per_frame": answered / frames}
+
+
+def ask_together(
+    connection: socket.socket, wire: Wire, requests: list[bytes], *, echoes: bool = False
+) -> tuple[list[int], int]:
+    """Sends requests in one frame. Returns the ids of those answered next, and in how many frames.
+
+    With no requests it only waits for answers.
+    """
+    if requests:
+        connection.sendall(wire.encode(b"[" + b",".join(requests) + b"]"))
+    ready: list[int] = []
+    frames = 0
+    while not ready:
+        payloads = wire.feed(receive(connection))
+        if owed := wire.replies():
+            connection.sendall(owed)
+        frames += len(payloads)
+        for payload in payloads:
+            ready += answered_ids(payload, echoes=echoes)
+    return ready, frames
 
 
 def answered_ids(payload: bytes, *, echoes: bool) -> list[int]:
@@ -212,7 +233,7 @@ def dial(target: Target, number: int, *, echoes: bool) -> Caller:
     connection, wire = target.connect()
     if not echoes:
         open_session(connection, wire, batch=False)
-    return Caller(connection, wire, Worker(1, f"bench/p2/{number}"))
+    return Caller(connection, wire, Worker(1, f"{NAMES}/{number}"))
 
 
 def answers_to(caller: Caller, expected: tuple[bytes, ...]) -> int:
@@ -225,127 +246,6 @@ def answers_to(caller: Caller, expected: tuple[bytes, ...]) -> int:
     if owed := caller.wire.replies():
         caller.connection.sendall(owed)
     return len(answers)
-
-
-# --- P3: many waiters on one lock ---------------------------------------------------------------
-
-CONTESTED: Final = "bench/p3"
-
-
-@define
-class Waiter:
-    """One connection of P3, which waits for the lock, gives it back at once and queues again."""
-
-    connection: socket.socket
-    wire: Wire
-    lease: str = ""
-
-    def _acquire(self) -> dict[str, object]:
-        self.lease = os.urandom(16).hex()
-        params = {"name": CONTESTED, "lease": self.lease, "wait_ms": None}
-        return {"jsonrpc": "2.0", "id": self.lease, "method": "lease.acquire", "params": params}
-
-    def queue(self) -> None:
-        """Asks for the lock for the first time."""
-        self.connection.sendall(self.wire.encode(orjson.dumps(self._acquire())))
-
-    def hand_off(self) -> float:
-        """Releases and queues again, in one frame and in this order, so that the line's is known.
-
-        Returns:
-            When the release was sent, in seconds of the monotonic clock.
-        """
-        params = {"name": CONTESTED, "lease": self.lease}
-        release = {"jsonrpc": "2.0", "id": "release", "method": "lease.release", "params": params}
-        frame = self.wire.encode(orjson.dumps([release, self._acquire()]))
-        sent_at = time.monotonic()
-        self.connection.sendall(frame)
-        return sent_at
-
-    def granted_fence(self) -> int | None:
-        """The fence, if what has come holds the grant of the lease this waiter is waiting for."""
-        fence: int | None = None
-        for payload in self.wire.feed(receive(self.connection)):
-            message = orjson.loads(payload)
-            for answer in message if isinstance(message, list) else [message]:
-                if "error" in answer:
-                    raise Unexpected(repr(answer))
-                if answer.get("id") == self.lease:
-                    fence = answer["result"]["fence"]
-        if owed := self.wire.replies():
-            self.connection.sendall(owed)
-        return fence
-
-
-class Line:
-    """The order in which grants must come, and what was measured of those that came."""
-
-    def __init__(self, waiters: list[Waiter]) -> None:
-        self._expected = deque(waiters)
-        self._fence = 0
-        self._released_at: float | None = None
-        self.handed_off = 0
-        self.out_of_order = 0
-        self.latencies_ms: list[float] = []
-
-    def granted(self, waiter: Waiter, fence: int, *, counts: bool) -> None:
-        """A waiter received its grant, and passes the lock on."""
-        now = time.monotonic()
-        if self._released_at is not None and counts:
-            self.latencies_ms.append((now - self._released_at) * 1000)
-        if waiter is not self._expected[0] or fence <= self._fence:
-            self.out_of_order += 1
-        self._fence = fence
-        self._expected.remove(waiter)
-        self._expected.append(waiter)
-        self.handed_off += 1
-        self._released_at = waiter.hand_off()
-
-
-def hand_offs(target: Target, window: Window, waiters_count: int) -> Figures:
-    """P3: from sending the release to the receipt of the next holder's grant."""
-    waiters = stand_in_line(target, waiters_count)
-    line = Line(waiters)
-    with selectors.DefaultSelector() as selector:
-        for waiter in waiters:
-            selector.register(waiter.connection, selectors.EVENT_READ, waiter)
-        while window.open(line.handed_off):
-            events = selector.select(STALL_S)
-            if not events:
-                raise Unexpected(f"no hand-off in {STALL_S} s: a lost wake-up")
-            for key, _ in events:
-                fence = key.data.granted_fence()
-                if fence is not None:
-                    line.granted(key.data, fence, counts=window.begun)
-    for waiter in waiters:
-        waiter.connection.close()
-    return {
-        "rate": window.rate,
-        "p50_ms": percentile(line.latencies_ms, 0.50),
-        "p99_ms": percentile(line.latencies_ms, 0.99),
-        "hand_offs": len(line.latencies_ms),
-        "out_of_order": line.out_of_order,
-    }
-
-
-def stand_in_line(target: Target, waiters_count: int) -> list[Waiter]:
-    """Waiters in a known order: each queues once the server shows the one before it in line."""
-    inspector, inspector_wire = target.connect()
-    params = {"name": CONTESTED}
-    inspect = {"jsonrpc": "2.0", "id": "inspect", "method": "lease.inspect", "params": params}
-    waiters: list[Waiter] = []
-    with inspector:
-        while len(waiters) < waiters_count:
-            connection, wire = target.connect()
-            open_session(connection, wire, batch=True)
-            waiters.append(Waiter(connection, wire))
-            waiters[-1].queue()
-            in_line = 0
-            while in_line < len(waiters):
-                answer = exchange(inspector, inspector_wire, orjson.dumps(inspect))
-                state = orjson.loads(answer)["result"]
-                in_line = len(state["holders"]) + len(state["waiting"])
-    return waiters
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -1,0 +1,121 @@
+"""Which figures of a shape are reported, and what the design asks of them."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Final
+
+from bench.processes import KINDS
+from bench.report import Goal, Rounds, Row, column
+
+MIB: Final = 1 << 20
+
+CYCLES: Final = {
+    "memory": Goal(">= 30,000", lambda rate: rate >= 30_000),
+    "redis": Goal(">= 20,000", lambda rate: rate >= 20_000),
+}
+"""1.5 times and once live-mutex 0.2 on the reference machine. The others hold on any machine."""
+RATIO: Final = Goal(">= 60 %", lambda percent: percent >= 60)
+P50: Final = Goal("<= 0.5", lambda ms: ms <= 0.5)
+P99: Final = Goal("<= 2", lambda ms: ms <= 2)
+CORE: Final = Goal("<= 25 %", lambda percent: percent <= 25)
+NONE: Final = Goal("0", lambda count: count == 0, is_law=True)
+
+
+def rows_of(shape: str, rounds: Rounds) -> list[Row]:
+    """The rows of one shape."""
+    match shape:
+        case "P1":
+            return list(one_connection_rows(rounds))
+        case "P2":
+            return list(one_request_each_rows(rounds))
+        case "P3" | "P3b":
+            return list(hand_off_rows(shape, rounds))
+        case "P5" | "P5h":
+            return list(holding_rows(shape, rounds))
+        case _:
+            return list(names_rows(rounds))
+
+
+def one_connection_rows(rounds: Rounds) -> Iterator[Row]:
+    """P1: ours, and the ceiling of the load."""
+    for kind in rounds:
+        title, store = KINDS[kind].title, KINDS[kind].store
+        what, goal = "50 workers, one connection: lock cycles", CYCLES[store] if store else None
+        yield Row("P1", what, title, "1/s", column(rounds, kind, "rate"), goal)
+        if store:
+            grouped = column(rounds, kind, "answers_per_frame")
+            yield Row("P1", "answers in a frame, on average", title, "", grouped)
+
+
+def one_request_each_rows(rounds: Rounds) -> Iterator[Row]:
+    """P2: ours, the yardsticks, and ours as a share of the raw echo, round by round.
+
+    The goal is about connections and frames; on Redis, its round trip is in the figure too.
+    """
+    raw = column(rounds, "lines", "rate")
+    for kind in rounds:
+        title, store, rates = KINDS[kind].title, KINDS[kind].store, column(rounds, kind, "rate")
+        what, goal = "50 connections, one request each: messages", None
+        yield Row("P2", what, title, "1/s", rates)
+        if store:
+            goal = RATIO if store == "memory" else None
+            shares = [100 * ours / echo for ours, echo in zip(rates, raw, strict=True)]
+            yield Row("P2", "share of the raw echo", title, "%", shares, goal)
+
+
+def hand_off_rows(shape: str, rounds: Rounds) -> Iterator[Row]:
+    """P3 and P3b: latency and order."""
+    what = "20 waiters, one lock: hand-off "
+    for kind in rounds:
+        figure = partial(column, rounds, kind)
+        row = partial(Row, shape, server=KINDS[kind].title)
+        yield row(what=what + "p50", unit="ms", values=figure("p50_ms"), goal=P50)
+        yield row(what=what + "p99", unit="ms", values=figure("p99_ms"), goal=P99)
+        yield row(what="grants out of order", unit="", values=figure("out_of_order"), goal=NONE)
+        yield row(what="hand-offs measured", unit="", values=figure("hand_offs"))
+
+
+def holding_rows(shape: str, rounds: Rounds) -> Iterator[Row]:
+    """P5: what renewing costs, and whether all is still there."""
+    for kind in rounds:
+        figure = partial(column, rounds, kind)
+        row = partial(Row, shape, server=KINDS[kind].title)
+        percent = [100 * share for share in figure("server_cpu")]
+        leases, connections, ttl_ms = (
+            figure(name)[0] for name in ("leases", "connections", "ttl_ms")
+        )
+        what = f"{leases:,.0f} leases, TTL {ttl_ms / 1000:g} s, {connections:,.0f} connections: "
+        what += "server's share of a core"
+        yield row(what=what, unit="%", values=percent, goal=CORE)
+        percent = [100 * share for share in figure("redis_cpu")]
+        yield row(what="Redis' share of a core", unit="%", values=percent)
+        yield row(what="renewals", unit="1/s", values=figure("rate"))
+        yield row(what="leases lost", unit="", values=figure("lost"), goal=NONE)
+        yield row(what="`lease.lost` received", unit="", values=figure("told_lost"), goal=NONE)
+        if shape == "P5h":
+            failed = figure("heartbeats_failed")
+            yield row(what="heartbeats failed", unit="", values=failed, goal=NONE)
+            p99 = figure("heartbeat_p99_ms")
+            yield row(what="heartbeat's answer, p99", unit="ms", values=p99)
+        yield row(what="acquired at the start", unit="1/s", values=figure("acquired"))
+        server, redis = figure("server_lease_bytes"), figure("redis_lease_bytes")
+        yield row(what="memory of a lease, server", unit="bytes", values=server)
+        yield row(what="memory of a lease, Redis", unit="bytes", values=redis)
+
+
+def names_rows(rounds: Rounds) -> Iterator[Row]:
+    """M1: what is left behind."""
+    for kind in rounds:
+        figure = partial(column, rounds, kind)
+        row = partial(Row, "M1", server=KINDS[kind].title)
+        what = f"{figure('names')[0]:,.0f} names, each used once"
+        yield row(what=what, unit="1/s", values=figure("rate"))
+        for whose in ("server", "redis") if KINDS[kind].store == "redis" else ("server",):
+            for when in ("before", "after"):
+                sizes = [each / MIB for each in figure(f"{whose}_bytes_{when}")]
+                yield row(what=f"memory of {whose} {when}", unit="MiB", values=sizes)
+        slope = figure("bytes_per_name")
+        yield row(what="server's growth, second half", unit="bytes a name", values=slope)
+        if KINDS[kind].store == "redis":
+            yield row(what="keys left in Redis", unit="", values=figure("keys_left"), goal=NONE)
+            yield row(what="until the last was gone", unit="s", values=figure("gone_s"))
