@@ -44,7 +44,7 @@ test *options:
 fast *options:
     HYPOTHESIS_PROFILE=fast pytest -q -m "not system" "$@"
 
-# Play the protocol's vectors: against a server of its own, or any server, at URL.
+# Play the protocol's vectors: against servers of its own, one over each store, or any server, at URL.
 conformance *url:
     {{ if url == "" { "pytest -q tests/conformance" } else { 'python -m tests.conformance "$@"' } }}
 

@@ -1,11 +1,17 @@
-"""How hard Hypothesis tries: HYPOTHESIS_PROFILE says; else `ci` where CI is set, else `local`.
+"""How hard Hypothesis tries, and the Redis servers that tests share.
 
-The checks are the same in every profile; only the number of examples and their seed differ.
+HYPOTHESIS_PROFILE says how hard; else `ci` where CI is set, else `local`. The checks are the same
+in every profile; only the number of examples and their seed differ.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
+
+from tests.redis_groups import Redises
 
 settings.register_profile("local", max_examples=100, deadline=None)
 settings.register_profile("fast", max_examples=20, deadline=None)
@@ -18,3 +24,10 @@ settings.register_profile("nightly", max_examples=10_000, deadline=None, print_b
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "local")
 )
+
+
+@pytest.fixture(scope="session")
+def redises() -> Iterator[Redises]:
+    """A Redis and a cluster of three, each handed out empty, and started when first asked for."""
+    with contextlib.ExitStack() as stack:
+        yield Redises(stack)

@@ -43,9 +43,18 @@ class RunningServer:
 
 @contextlib.contextmanager
 def running_server(
-    token: str | None = None, listen: str = "127.0.0.1:0", options: Sequence[str] = ()
+    token: str | None = None,
+    listen: str = "127.0.0.1:0",
+    options: Sequence[str] = (),
+    store: str = "memory",
 ) -> Iterator[RunningServer]:
     """A server, by default on a free port, stopped on the way out, by force if it must be.
+
+    Args:
+        token: That clients must show.
+        listen: Where.
+        options: Further ones.
+        store: `memory`, or the URL of a Redis.
 
     Raises:
         ServerFailed: If it does not say in time that it listens.
@@ -53,7 +62,7 @@ def running_server(
     env = clean_environment()
     if token is not None:
         env["LEASEKEEPER_TOKEN"] = token
-    command = (*LEASEKEEPER, "serve", "--listen", listen, "--store", "memory", *options)
+    command = (*LEASEKEEPER, "serve", "--listen", listen, "--store", store, *options)
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=env) as process,

@@ -62,7 +62,7 @@ class Claim:
     client: str | None = None
     owner: str | None = None
     max_hold_ms: int | None = None
-    alive_ms: int = 15_000
+    alive_ms: int = 12_000
     wait_ms: int | None = None
     """How long it is to wait, from when it was last asked for; None: for ever."""
     auto_renew: bool = True

@@ -126,6 +126,11 @@ class Connection:
             raise request.problem
         return request.answers
 
+    def tell(self, packed: bytes) -> None:
+        """Submits a command ahead of all that are submitted later. Nobody waits for its reply."""
+        if self.reason is None:
+            self._submit(packed, 1, 0)
+
     def _submit(self, packed: bytes, count: int, extra_ms: int) -> _Request:
         self._asked_at = trio.current_time()
         due_at = self._asked_at + self.settings.read_ms / 1000

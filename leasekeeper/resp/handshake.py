@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 from redis.exceptions import ResponseError
 
 from leasekeeper.resp.connection import Connection, pack
@@ -32,6 +32,8 @@ class Identity:
     """Whom it follows, if it is a replica."""
     maxmemory: int = 0
     maxmemory_policy: str = ""
+    client_id: int = 0
+    """By which this Redis knows this connection, as long as it runs."""
 
 
 async def open_connection(
@@ -94,7 +96,9 @@ async def _introduce(connection: Connection, settings: Settings) -> Identity:
             if command[0] == "SELECT" and code_of(answer) == "ERR":
                 raise CannotConnect(_why_no_database(address, mode, settings.db))
             raise CannotConnect(_why_refused(address, " ".join(command[:2]), answer))
-    return _identity(address, mode, answers[-3:])
+    client_id = greeting.get(b"id") if isinstance(greeting, dict) else None
+    identity = _identity(address, mode, answers[-3:])
+    return evolve(identity, client_id=client_id) if isinstance(client_id, int) else identity
 
 
 def _why_unwelcome(address: Address, error: ResponseError) -> str:

@@ -4,11 +4,16 @@ One task dials, one connection at a time, so that a Redis that comes back is not
 connections are best, as each joins what is queued on it: the first that is not busy gets the
 command, and a further one is opened only when all are.
 
+Commands that were under way on a connection which was lost may still be on their way to Redis, and
+come after what is asked of it later, such as to undo them. So every other connection has Redis end
+the lost one, ahead of all that is asked on it from then on.
+
 What it does not do: know what other addresses there are.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import structlog
 import trio
@@ -16,7 +21,7 @@ from attrs import define, field
 from redis.backoff import FullJitterBackoff
 
 from leasekeeper.resp.bell import Bell
-from leasekeeper.resp.connection import Connection
+from leasekeeper.resp.connection import Connection, pack
 from leasekeeper.resp.errors import CannotConnect
 from leasekeeper.resp.handshake import Identity, open_connection
 from leasekeeper.resp.replies import Reply
@@ -26,11 +31,16 @@ BUSY: Final = 64
 """A connection with so many commands under way is busy."""
 
 _IDLE_S: Final = 60.0
+_STRAYS_MAX: Final = 100
 _SHORT_LIFE_S: Final = 1.0
 _FAILURES_MAX: Final = 6
 _BACKOFF: Final = FullJitterBackoff(cap=0.5, base=0.02)
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
+
+
+_ClientName: TypeAlias = tuple[str, int]
+"""The run id of a Redis, and the number that it gave to a connection."""
 
 
 @define(eq=False)
@@ -65,6 +75,11 @@ class Pool:
     _failures: int = field(default=0, init=False)
     """How often it went wrong lately. One that ends at once counts more than one that comes up."""
     _scope: trio.CancelScope = field(factory=trio.CancelScope, init=False)
+    _names: dict[Connection, _ClientName] = field(factory=dict, init=False, repr=False)
+    _strays: deque[_ClientName] = field(
+        factory=lambda: deque(maxlen=_STRAYS_MAX), init=False, repr=False
+    )
+    """Connections that were lost with commands under way, which may reach Redis yet."""
 
     @problem.default
     def _no_problem(self) -> str:
@@ -151,6 +166,9 @@ class Pool:
         self.events.on_connected(identity)
         if connection.reason is not None:
             raise CannotConnect(connection.reason)
+        self._names[connection] = identity.run_id, identity.client_id
+        for stray in self._strays:
+            self._have_ended(stray, connection)
         self._connections.append(connection)
         self.problem = f"every connection to {self.address} waits for replicas"
         self._failures = max(0, self._failures - 1)
@@ -163,12 +181,23 @@ class Pool:
         if list(push) == [b"invalidate", None]:
             self.events.on_flushed(self.address)
 
+    def _have_ended(self, stray: _ClientName, by: Connection) -> None:
+        """Nothing of it is carried out any more once a later command on this connection is."""
+        run_id, client_id = stray
+        if client_id and self._names[by][0] == run_id:  # another run numbers its own
+            by.tell(pack(("CLIENT", "KILL", "ID", client_id)))
+
     def _on_end(self, connection: Connection) -> None:
+        name = self._names.pop(connection, None)
         if connection not in self._connections:
             return
         self._connections.remove(connection)
         if not connection.was_lost:
             return
+        if connection.load and name is not None:
+            self._strays.append(name)
+            for other in self._connections:
+                self._have_ended(name, other)
         assert connection.reason is not None
         if trio.current_time() - connection.opened_at < _SHORT_LIFE_S:
             self._failures = min(_FAILURES_MAX, self._failures + 2)

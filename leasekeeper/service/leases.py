@@ -5,13 +5,13 @@ event. Whatever is not wanted any more, because its client is gone or its reques
 given back by lease id until the store confirms it.
 """
 
-import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import count
 from secrets import token_hex
-from typing import assert_never
+from typing import Final, assert_never
 
+import structlog
 import trio
 from attrs import define, evolve, field
 
@@ -45,6 +45,7 @@ from leasekeeper.errors import (
     Unavailable,
 )
 from leasekeeper.messages import (
+    TTL_MAX_MS,
     HeartbeatSeen,
     LeaseAcquire,
     LeaseContended,
@@ -59,12 +60,14 @@ from leasekeeper.messages import (
 )
 from leasekeeper.service.limits import Limits
 from leasekeeper.service.renewal import Renewals
-from leasekeeper.service.session import Session, Stage, Tenure
+from leasekeeper.service.session import IN_USE_OTHERWISE, Session, Stage, Tenure, wait_until
 from leasekeeper.service.tenures import Tenures
 from leasekeeper.service.unwanted import Unwanted
 from leasekeeper.service.vouching import Vouching
 from leasekeeper.store.alarms import trio_ms
 from leasekeeper.store.api import Renewal, Store
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 Answer = Granted | Queued | Busy | QueueFull | Mismatch | Missing | Elsewhere
 
@@ -130,9 +133,8 @@ class Leases:
         )
         until = wait_until(ask.wait_ms)
         await self._unwanted.settled((ask.name, claim.lease))
-        known = self.tenures.find((ask.name, claim.lease))
-        if known and known.asks_otherwise(claim):
-            raise _in_use_otherwise()
+        if known := self.tenures.find((ask.name, claim.lease)):
+            known.refuse_other(claim)
         tenure = self._tenure_of(session, ask.name, claim)
         tenure.auto_renew, tenure.on_drop = ask.auto_renew, ask.on_drop
         tenure.wait_until = until
@@ -160,7 +162,13 @@ class Leases:
 
     async def _take_over(self, tenure: Tenure, wait_ms: int | None) -> Answer:
         owner = self._own(tenure)
-        answer = await self.store.resume(tenure.name, tenure.lease, owner, wait_ms=wait_ms)
+        try:
+            answer = await self.store.resume(tenure.name, tenure.lease, owner, wait_ms=wait_ms)
+        except Unavailable:
+            # What it has was not got by this request, and its client may still believe in it.
+            tenure.stays = tenure.stage is Stage.ASKED
+            raise
+        tenure.stays = False
         if not isinstance(answer, Resumed):
             return answer
         claim = tenure.claim = answer.claim
@@ -185,8 +193,8 @@ class Leases:
         except (Unavailable, trio.Cancelled):
             if tenure and ask.ttl_ms is not None and ask.ttl_ms < tenure.claim.ttl_ms:
                 tenure.claim = evolve(tenure.claim, ttl_ms=ask.ttl_ms)  # for it may be so
-                expires_ms = min(tenure.expires_ms, asked_ms + ask.ttl_ms)
-                self.renewals.plan(tenure, expires_ms)
+                left_ms = min(tenure.expires_ms - asked_ms, ask.ttl_ms)
+                self.renewals.plan(tenure, asked_ms, left_ms)
             raise
         if isinstance(answer, Missing):
             if tenure:
@@ -198,7 +206,7 @@ class Leases:
         if tenure := known:
             if ask.ttl_ms is not None:
                 tenure.claim = evolve(tenure.claim, ttl_ms=ask.ttl_ms)
-            self.renewals.plan(tenure, asked_ms + answer.ttl_ms)
+            self.renewals.plan(tenure, asked_ms, answer.ttl_ms)
         return LeaseRenewed(answer.ttl_ms)
 
     async def release(self, ask: LeaseRelease) -> LeaseReleased:
@@ -257,6 +265,9 @@ class Leases:
         """A holder has it no more, and did not release it."""
         tenure = self.tenures.find((name, event.lease))
         if tenure is None or event.fence < tenure.fence:  # it was granted again since
+            return
+        if tenure.stage is Stage.WAITING:
+            tenure.fence = event.fence  # nobody was told of this grant: it is asked for again
             return
         if tenure.stage is not Stage.HELD:
             if event.fence == tenure.fence or event.owner != tenure.claim.owner:
@@ -367,7 +378,7 @@ class Leases:
             case Mismatch():
                 if tenure.stage is Stage.ASKED and tenure.requests == 1:
                     self.tenures.leave(tenure, Lost())
-                raise _in_use_otherwise()
+                raise InvalidParams("$.lease", IN_USE_OTHERWISE)
             case _:
                 assert_never(answer)
 
@@ -376,19 +387,18 @@ class Leases:
 
         Repeated requests ask one after the other, so that no answer is older than another's.
         """
-        while tenure.asking is not None:
-            await tenure.asking.wait()
-        if isinstance(tenure.outcome, RpcError):
-            raise tenure.outcome
-        asking = tenure.asking = trio.Event()
+        if tenure.asking:
+            await tenure.next_to_ask.park()
+        tenure.asking = True
         try:
+            if isinstance(tenure.outcome, RpcError):
+                raise tenure.outcome
             answer = await ask()
         except (Unavailable, trio.Cancelled):
             self._give_back_left_over(tenure)
             raise
         finally:
-            tenure.asking = None
-            asking.set()
+            tenure.asking = bool(tenure.next_to_ask.unpark())  # its turn is handed on
         if isinstance(answer, Queued) and tenure.fence <= answer.fence:
             self._missing(tenure, tenure.fence)  # what it held when it asked is lost
             tenure.fence = answer.fence
@@ -452,7 +462,7 @@ class Leases:
             tenure.claim = evolve(tenure.claim, ttl_ms=grant.ttl_ms)
         self.tenures.hold(tenure, grant)
         since_ms = min(tenure.asked_ms + grant.waited_ms, trio_ms())
-        self.renewals.plan(tenure, since_ms + grant.ttl_ms)
+        self.renewals.plan(tenure, since_ms, grant.ttl_ms)
 
     def _lose(
         self, tenure: Tenure, reason: LostReason, detail: str | None, *, fence: int | None = None
@@ -465,6 +475,7 @@ class Leases:
 
     def _late(self, tenure: Tenure) -> None:
         """The store did not renew it in time: its holder is told while there is time."""
+        _log.warning("lease given up", lock=tenure.name, why="it was not renewed in time")
         self._lose(tenure, LostReason.STORE_LOST, "the store does not answer")
         self._give_back(tenure)
 
@@ -475,22 +486,14 @@ class Leases:
 
     def _give_back(self, tenure: Tenure) -> None:
         """Releases it in the background, until the store has confirmed it."""
-        self._unwanted.add(tenure.key, self.server)
+        self._unwanted.add(tenure.key, self.server, tenure.claim.ttl_ms or TTL_MAX_MS)
 
     def abandon(self, tenure: Tenure) -> None:
-        """Nobody wants it any more: out of the session, and back to the store.
+        """Nobody here wants it any more: out of the session, and back to the store.
 
         If its connection is gone, the grace decides.
         """
         if tenure.stage is not Stage.OVER and tenure.session.attached:
             self.tenures.leave(tenure, Cancelled())
-            self._give_back(tenure)
-
-
-def wait_until(wait_ms: int | None) -> float:
-    """When a wait ends, in seconds of Trio's clock."""
-    return math.inf if wait_ms is None else trio.current_time() + wait_ms / 1000
-
-
-def _in_use_otherwise() -> InvalidParams:
-    return InvalidParams("$.lease", "is in use with another mode or limit")
+            if not tenure.stays:
+                self._give_back(tenure)

@@ -28,7 +28,7 @@ class Limits:
     grace_ms: int = bound(5_000, "how long a dropped connection keeps its leases and places")
     heartbeat_ms: int = bound(10_000, "how often a session with heartbeats is to send one")
     waiter_alive_ms: int = bound(
-        15_000, "a waiter that its server has not vouched for in this time is skipped"
+        12_000, "a waiter that its server has not vouched for in this time is skipped"
     )
     contended_every_ms: int = bound(1_000, "at most one lease.contended per lease in this time")
     renewal_jitter: float = bound(

@@ -60,13 +60,14 @@ class Renewals:
             nursery.start_soon(self._last_calls.run)
             nursery.start_soon(self._renew_batches)
 
-    def plan(self, tenure: Tenure, expires_ms: int) -> None:
+    def plan(self, tenure: Tenure, asked_ms: int, ttl_ms: int) -> None:
         """Says when this lease, of which we heard just now, is due again.
 
-        It runs out at `expires_ms`, or later: the store began to count after it was asked.
+        It runs out `ttl_ms` after the store was asked, or later: then it began to count.
         """
         tenure.renewing_ms = None
-        tenure.expires_ms = expires_ms
+        tenure.expires_ms = asked_ms + ttl_ms
+        tenure.is_final = ttl_ms < tenure.claim.ttl_ms
         self._last_calls.discard(tenure)
         jitter = 1 - self.limits.renewal_jitter * self.random.random()
         self._set_due(tenure, tenure.claim.ttl_ms / _PER_TTL * jitter)
@@ -123,7 +124,7 @@ class Renewals:
                 soon_ms = tenure.claim.ttl_ms / _PER_TTL / 2
                 self._set_due(tenure, min(self.limits.store_retry_ms, soon_ms))
             else:
-                self.plan(tenure, now_ms + answer.ttl_ms)
+                self.plan(tenure, now_ms, answer.ttl_ms)
         return answers
 
     def _set_due(self, tenure: Tenure, delay_ms: float) -> None:
@@ -140,7 +141,7 @@ class Renewals:
         session.ping()
 
     def _last_call(self, tenure: Tenure) -> None:
-        if tenure.stage is Stage.HELD and tenure.renewing_ms is not None:
+        if tenure.stage is Stage.HELD and tenure.renewing_ms is not None and not tenure.is_final:
             self.on_late(tenure)
 
     async def _renew_batches(self) -> None:

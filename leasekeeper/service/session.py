@@ -13,8 +13,10 @@ import trio
 from attrs import define, field
 
 from leasekeeper.core.lock import Claim, Granted
-from leasekeeper.errors import RpcError
+from leasekeeper.errors import InvalidParams, RpcError
 from leasekeeper.messages import Key, Liveness, Notification, OnDrop
+
+IN_USE_OTHERWISE: Final = "is in use with another mode or limit"
 
 
 class SessionState(Enum):
@@ -78,16 +80,22 @@ class Tenure:
     """When it runs out, unless it is renewed; not later than the store says."""
     asked_ms: int = 0
     """When the store was last asked for it."""
+    is_final: bool = False
+    """Whether it ends with its max hold, however often it is renewed."""
     renewing_ms: int | None = None
     """Since when a renewal is being tried, until one succeeds."""
     contended_ms: int | None = None
     """When the holder was last told that others wait."""
     requests: int = 0
     """How many requests wait on it now."""
-    asking: trio.Event | None = None
-    """While a request asks the store: set when it has its answer."""
+    asking: bool = False
+    """Whether a request asks the store now."""
+    next_to_ask: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
+    """The requests that will ask when it has its answer, one after the other."""
     told: bool = False
     """Whether a request was answered with its grant."""
+    stays: bool = False
+    """Whether the store may have it for another session, from which it was to be resumed."""
     outcome: Granted | RpcError | None = None
     settled: trio.Event = field(factory=trio.Event)
 
@@ -107,10 +115,15 @@ class Tenure:
             return None
         return max(0, int((self.wait_until - trio.current_time()) * 1000))
 
-    def asks_otherwise(self, claim: Claim) -> bool:
-        """Whether the claim asks for another mode or limit than this lease id has."""
+    def refuse_other(self, claim: Claim) -> None:
+        """A lease id may not be used with another mode or limit.
+
+        Raises:
+            InvalidParams: the claim does.
+        """
         known = self.claim
-        return known.ttl_ms != 0 and (known.mode, known.limit) != (claim.mode, claim.limit)
+        if known.ttl_ms and (known.mode, known.limit) != (claim.mode, claim.limit):
+            raise InvalidParams("$.lease", IN_USE_OTHERWISE)
 
     def settle(self, outcome: Granted | RpcError) -> None:
         """Says how the wait ended. The last word counts: what was granted may be lost again
@@ -154,3 +167,8 @@ class Session:
     def step(self, event: SessionEvent) -> None:
         """Moves by the table; a step that is not in it is a bug."""
         self.state = TRANSITIONS[self.state, event]
+
+
+def wait_until(wait_ms: int | None) -> float:
+    """When a wait ends, in seconds of Trio's clock."""
+    return math.inf if wait_ms is None else trio.current_time() + wait_ms / 1000

@@ -8,8 +8,8 @@ from attrs import evolve
 from leasekeeper.core.lock import Missing
 from leasekeeper.errors import Lost, RpcError, Unavailable
 from leasekeeper.messages import LeaseAcquire, LeaseAcquireAll, LeaseGrant, LeaseGrants
-from leasekeeper.service.leases import Leases, wait_until
-from leasekeeper.service.session import Session, Stage, Tenure
+from leasekeeper.service.leases import Leases
+from leasekeeper.service.session import Session, Stage, Tenure, wait_until
 from leasekeeper.store.api import Renewal
 
 

@@ -8,8 +8,9 @@ from attrs import define, field
 
 from leasekeeper.core.lock import Left
 from leasekeeper.errors import Unavailable
-from leasekeeper.messages import Key
+from leasekeeper.messages import TTL_MAX_MS, Key
 from leasekeeper.service.limits import Limits
+from leasekeeper.store.alarms import trio_ms
 from leasekeeper.store.api import Store
 
 _AT_ONCE: Final = 16
@@ -31,8 +32,8 @@ class Unwanted:
     store: Store
     limits: Limits
     is_wanted: Callable[[Key], bool]
-    _keys: dict[Key, str | None] = field(factory=dict, init=False, repr=False)
-    """With each the server that it must still belong to, if any."""
+    _keys: dict[Key, tuple[str | None, int]] = field(factory=dict, init=False, repr=False)
+    """With each the server that it must still belong to, if any, and when it ends by itself."""
     _some: trio.Event = field(factory=trio.Event, init=False)
     _leaving: dict[Key, _Leaving] = field(factory=dict, init=False, repr=False)
 
@@ -45,16 +46,20 @@ class Unwanted:
             for _ in range(_AT_ONCE):
                 nursery.start_soon(self._give_back)
 
-    def add(self, key: Key, only_of: str | None) -> None:
+    def add(self, key: Key, only_of: str | None, ttl_ms: int = TTL_MAX_MS) -> None:
         """Releases this in the background, unless it is asked for again before.
 
-        With `only_of`, only if it still belongs to that server.
+        With `only_of`, only if it still belongs to that server. After its TTL, which nobody renews,
+        there is no need: so an outage does not pile them up (law L12).
         """
-        if self._keys.get(key, only_of) is not None or only_of is None:
-            self._keys[key] = only_of
+        ends_ms = trio_ms() + ttl_ms + self.limits.waiter_alive_ms
+        if key in self._keys:
+            before, before_ms = self._keys[key]
+            only_of, ends_ms = only_of and before, max(ends_ms, before_ms)
+        self._keys[key] = only_of, ends_ms
         self._some.set()
 
-    async def release(self, key: Key, only_of: str | None = None) -> Left:
+    async def release(self, key: Key, only_of: str | None = None, ttl_ms: int = TTL_MAX_MS) -> Left:
         """Releases now. With `only_of`, only if it still belongs to that server.
 
         Raises:
@@ -68,7 +73,7 @@ class Unwanted:
         try:
             return await self.store.release(*key, only_of=only_of)
         except (Unavailable, trio.Cancelled):
-            self.add(key, only_of)
+            self.add(key, only_of, ttl_ms)
             raise
         finally:
             leaving.calls -= 1
@@ -92,10 +97,11 @@ class Unwanted:
                     self._some = trio.Event()
                 await self._some.wait()
             key = next(iter(self._keys))
-            only_of = self._keys.pop(key)
-            if self.is_wanted(key):
+            only_of, ends_ms = self._keys.pop(key)
+            left_ms = ends_ms - self.limits.waiter_alive_ms - trio_ms()
+            if self.is_wanted(key) or ends_ms <= trio_ms():
                 continue
             try:
-                await self.release(key, only_of)
+                await self.release(key, only_of, left_ms)
             except Unavailable:
                 await trio.sleep(self.limits.store_retry_ms / 1000)

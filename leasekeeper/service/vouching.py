@@ -35,31 +35,41 @@ class Vouching:
     async def run(self) -> None:
         """Vouches for waiters, and queues those again that were dropped, until cancelled."""
         alive_ms = self.limits.waiter_alive_ms
+        pause_ms: float = alive_ms / 3
         while True:
-            await trio.sleep(alive_ms / 3 / 1000)
+            await trio.sleep(pause_ms / 1000)
+            pause_ms = alive_ms / 3
             waiting = [tenure for tenure in self.tenures if tenure.stage is Stage.WAITING]
             try:
                 answers = await self.store.touch([t.key for t in waiting], alive_ms)
                 for tenure, in_queue in zip(waiting, answers, strict=True):
                     # Whoever has dropped may have been resumed elsewhere, and is left there.
                     left = tenure.stage is not Stage.WAITING or not tenure.session.attached
-                    if in_queue is False and not left:
-                        await self._queue_again(tenure)
+                    if in_queue is False and not left and not await self._queue_again(tenure):
+                        pause_ms = self.limits.store_retry_ms
+                if any(isinstance(answer, Unavailable) for answer in answers):
+                    pause_ms = self.limits.store_retry_ms
             except Unavailable as problem:
                 _log.warning("waiters not vouched for", outcome=problem.outcome)
+                pause_ms = self.limits.store_retry_ms
 
-    async def _queue_again(self, tenure: Tenure) -> None:
+    async def _queue_again(self, tenure: Tenure) -> bool:
+        """Whether the store answered."""
         tenure.asked_ms = trio_ms()
         try:
             claim = evolve(tenure.claim, wait_ms=tenure.left_ms())
             answer = await self.store.acquire(tenure.name, claim, wait=True, take_over=False)
+        except Unavailable as problem:
+            _log.warning("a waiter was not queued again", outcome=problem.outcome)
+            return False
         finally:
             self.on_asked(tenure)
         if tenure.stage is not Stage.WAITING:
-            return
+            return True
         if isinstance(answer, Granted):
             self.on_granted(tenure, answer)
         elif isinstance(answer, Elsewhere):  # and the message that said so was lost
             self.tenures.leave(tenure, Cancelled("another connection took it over"))
         elif not isinstance(answer, Queued):
             self.tenures.leave(tenure, Lost())
+        return True

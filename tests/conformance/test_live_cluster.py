@@ -1,4 +1,4 @@
-"""Every scenario again, played against a server of ours that keeps its leases in a cluster of three."""
+"""Every scenario again, played against a server of ours on a Redis Cluster of three."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Every scenario again, played against a server of ours that keeps its leases in a Redis."""
+"""Every scenario again, played against a server of ours on a Redis."""
 
 import contextlib
 from collections.abc import Iterator

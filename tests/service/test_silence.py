@@ -347,7 +347,8 @@ async def test_l3_the_time_an_answer_took_is_not_added_to_a_lease(
     second, before that, however late this server heard of the grant or the renewal."""
     store = FlakyStore()
     slow = Fault(after_s=4)
-    async with open_world(Limits(), store) as world:
+    limits = Limits(waiter_alive_ms=15_000)  # no vouching while this is looked at
+    async with open_world(limits, store) as world:
         client = world.client().with_heartbeats()
         if how == "acquire":
             store.script["acquire"] = [slow]

@@ -13,6 +13,7 @@ from leasekeeper.core.lock import (
     Busy,
     Claim,
     Contended,
+    Elsewhere,
     Granted,
     HolderLost,
     Left,
@@ -108,9 +109,9 @@ class Actor:
         return evolve(claim, owner=self.owner())
 
     async def ask(
-        self, name: str, claim: Claim, *, wait: bool = False
-    ) -> Granted | Queued | Busy | QueueFull | Mismatch:
-        return await self.store.acquire(name, claim, wait=wait)
+        self, name: str, claim: Claim, *, wait: bool = False, take_over: bool = True
+    ) -> Granted | Queued | Busy | QueueFull | Mismatch | Elsewhere:
+        return await self.store.acquire(name, claim, wait=wait, take_over=take_over)
 
     async def take(self, name: str, claim: Claim | None = None) -> Held:
         """Asks for a name that it gets at once."""

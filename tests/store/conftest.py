@@ -7,7 +7,6 @@ import pytest
 from tests.redis_groups import Redises
 from tests.store.actors import Actor, Place
 
-
 REDIS = pytest.param("redis", marks=pytest.mark.system)
 CLUSTER = pytest.param("cluster", marks=pytest.mark.system)
 

@@ -1,4 +1,4 @@
-"""What every store owes about leases that are held: the laws of `store/api.py`, over all of them."""
+"""What every store owes about holding: the laws of `store/api.py`, over all of them."""
 
 import pytest
 import trio
@@ -7,6 +7,7 @@ from attrs import evolve
 from leasekeeper.core.lock import (
     Busy,
     Contended,
+    Elsewhere,
     Granted,
     HolderLost,
     Left,
@@ -166,6 +167,23 @@ async def test_a_lease_id_keeps_its_mode_and_limit(one: Actor, wait: bool) -> No
     assert await one.fences("n") == [held.fence]
     assert (await one.look("n")).waiting_total == 1
     assert one.told_of(Moved) == []
+
+
+async def test_what_is_elsewhere_may_be_left_there(one: Actor) -> None:
+    """`take_over` false: for holders and waiters; what one has, or what is new, is as ever."""
+    held = await one.take("n")
+    queued = await one.queue("n")
+    for known in (held.claim, queued):
+        other = evolve(known, owner="two.1")
+        for wait in (False, True):
+            assert await one.ask("n", other, wait=wait, take_over=False) == Elsewhere()
+    assert one.told_of(Moved) == []
+    again = await one.ask("n", held.claim, wait=True, take_over=False)
+    assert isinstance(again, Granted)
+    assert again.fence == held.fence
+    assert await one.ask("n", queued, wait=True, take_over=False) == Queued(1, held.fence)
+    new = await one.ask("n", one.claim(), wait=True, take_over=False)
+    assert new == Queued(2, held.fence)
 
 
 async def test_a_lease_id_that_lost_its_lease_begins_anew(one: Actor) -> None:

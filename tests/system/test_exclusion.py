@@ -1,17 +1,12 @@
 """Twenty processes at once on one counter: the oldest test of a lock (L1)."""
 
-import stat
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.processes import LEASEKEEPER, RunningServer, running_server, started
-
-PROCESSES = 20
-WITHIN_S = 120
+from tests.processes import RunningServer, running_server
+from tests.system.counting import KINDS, PROCESSES, count_with_clients, count_with_command_lines
 
 pytestmark = pytest.mark.system
 
@@ -23,40 +18,14 @@ def server() -> Iterator[RunningServer]:
         yield running
 
 
-@pytest.fixture
-def counter(tmp_path: Path) -> Path:
-    """A file that says 0."""
-    path = tmp_path / "counter"
-    path.write_text("0")
-    return path
-
-
-def all_succeed(command: list[str | Path], **env: str) -> None:
-    """Starts it twenty times at once, and waits for all."""
-    with ExitStack() as stack:
-        processes = [stack.enter_context(started(command, **env)) for _ in range(PROCESSES)]
-        for process in processes:
-            _, said = process.communicate(timeout=WITHIN_S)
-            assert process.returncode == 0, said.decode()
-
-
-def test_the_command_line_counts_to_twenty(
-    server: RunningServer, counter: Path, tmp_path: Path
-) -> None:
+def test_the_command_line_counts_to_twenty(server: RunningServer, tmp_path: Path) -> None:
     """`leasekeeper lock counter -- ./increment`, with a read-sleep-write."""
-    script = tmp_path / "increment"
-    script.write_text(f"#!/bin/sh\nn=$(cat {counter})\nsleep 0.02\necho $((n + 1)) > {counter}\n")
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    all_succeed([*LEASEKEEPER, "lock", "counter", "--", script], LEASEKEEPER_URL=server.url)
-    assert int(counter.read_text()) == PROCESSES
+    assert count_with_command_lines(tmp_path, [server.url]) == PROCESSES
 
 
-@pytest.mark.parametrize("kind", ["trio", "asyncio", "sync", "raw", "foreign"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_client_counts_to_twenty(
-    server: RunningServer, counter: Path, kind: str
+    server: RunningServer, tmp_path: Path, kind: str
 ) -> None:
     """Ours on three kinds of event loop, and ten lines on two other libraries."""
-    all_succeed(
-        [sys.executable, "-m", "tests.system.worker", kind, server.url, "increment", counter]
-    )
-    assert int(counter.read_text()) == PROCESSES
+    assert count_with_clients(tmp_path, [server.url], kind) == PROCESSES

@@ -12,18 +12,32 @@ import pytest
 from leasekeeper_client import LeaseLost
 
 from tests.processes import RunningServer, first_line, running_server, started
+from tests.redis_groups import Redises
 from tests.system.worker import TTL_S
 
 WITHIN_S = 60
 GRACE_S = 2.0
+EVERYWHERE = [
+    ("memory", "trio"),
+    ("memory", "asyncio"),
+    ("memory", "sync"),
+    ("redis", "trio"),
+]
 
 pytestmark = pytest.mark.system
 
 
 @pytest.fixture
-def server() -> Iterator[RunningServer]:
+def store(request: pytest.FixtureRequest, redises: Redises) -> str:
+    """`memory`, or the URL of a Redis."""
+    return redises.single().url if request.param == "redis" else "memory"
+
+
+@pytest.fixture
+def server(store: str) -> Iterator[RunningServer]:
     """A server with a short grace."""
-    with running_server(options=["--grace-ms", str(int(GRACE_S * 1000))]) as running:
+    grace = ["--grace-ms", str(int(GRACE_S * 1000))]
+    with running_server(options=grace, store=store) as running:
         yield running
 
 
@@ -40,7 +54,7 @@ def fence_of(process: Popen[bytes]) -> int:
     return int(said[1])
 
 
-@pytest.mark.parametrize("kind", ["trio", "asyncio", "sync"])
+@pytest.mark.parametrize(("store", "kind"), EVERYWHERE, indirect=["store"])
 def test_a_killed_holder_is_followed_within_the_grace(
     server: RunningServer, tmp_path: Path, kind: str
 ) -> None:
@@ -57,7 +71,7 @@ def test_a_killed_holder_is_followed_within_the_grace(
             assert lease.fence > fence
 
 
-@pytest.mark.parametrize("kind", ["trio", "asyncio", "sync"])
+@pytest.mark.parametrize(("store", "kind"), EVERYWHERE, indirect=["store"])
 def test_a_frozen_holder_knows_that_it_lost(
     server: RunningServer, tmp_path: Path, kind: str
 ) -> None:

@@ -1,11 +1,12 @@
 """Calls of the scripts: their common arguments, their events, and what failed calls mean."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import structlog
 import trio
-from attrs import define, frozen
+from attrs import define, field, frozen
 from redis.exceptions import ResponseError
 
 from leasekeeper.errors import Outcome, Unavailable
@@ -20,8 +21,6 @@ from leasekeeper.store.redis.keys import Layout
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 _RETRY_MS: Final = 500
-_APART_S: Final = 0.3
-"""A node that has this much more to do than another is, for that time, as good as silent."""
 
 
 @frozen
@@ -30,7 +29,7 @@ class NameCall:
 
     name: str
     script: Script
-    args: Sequence[Argument]
+    args: Sequence[Argument] = field(repr=False)
 
 
 @define(eq=False)
@@ -38,7 +37,8 @@ class Caller:
     """Runs scripts on names.
 
     `paused_ms` says for how long a name may not be granted. `on_event` hears of each event before
-    the reply is returned.
+    the reply is returned; `on_unheard` of each name with a call whose reply, and the events with
+    it, nobody may have heard.
     """
 
     client: Client
@@ -47,6 +47,7 @@ class Caller:
     memory_ms: int
     paused_ms: Callable[[str], int]
     on_event: Callable[[bytes], None]
+    on_unheard: Callable[[str], None]
 
     async def call(self, name: str, script: Script, *args: Argument) -> list[Reply]:
         """One script on one name.
@@ -56,9 +57,10 @@ class Caller:
         """
         call = self._call(NameCall(name, script, args))
         try:
-            return self._taken(await self.client.eval(call.script, call.keys, call.args))
+            with self._listening(name):
+                return self._taken(await self.client.eval(call.script, call.keys, call.args))
         except (Unanswered, ResponseError) as problem:
-            raise unavailable(problem, script) from problem
+            raise unavailable(problem, name, script) from problem
 
     async def call_and_wait(
         self, name: str, script: Script, *args: Argument, replicas: int, timeout_ms: int
@@ -70,24 +72,28 @@ class Caller:
         """
         call = self._call(NameCall(name, script, args))
         try:
-            reply, have_it = await self.client.eval_and_wait(
-                call.script, call.keys, call.args, replicas=replicas, timeout_ms=timeout_ms
-            )
+            with self._listening(name):
+                reply, have_it = await self.client.eval_and_wait(
+                    call.script, call.keys, call.args, replicas=replicas, timeout_ms=timeout_ms
+                )
         except (Unanswered, ResponseError) as problem:
-            raise unavailable(problem, script) from problem
+            raise unavailable(problem, name, script) from problem
         return self._taken(reply), have_it
 
     async def call_many(self, calls: Sequence[NameCall]) -> list[list[Reply] | Unavailable]:
         """Many scripts in one round trip to each node; one answer each, in order."""
-        replies = await self.client.eval_many([self._call(each) for each in calls])
+        with self._listening(*{each.name for each in calls}):
+            replies = await self.client.eval_many([self._call(each) for each in calls])
         return [
-            unavailable(reply, call.script)
+            unavailable(reply, call.name, call.script)
             if isinstance(reply, Unanswered | ResponseError)
             else self._taken(reply)
             for call, reply in zip(calls, replies, strict=True)
         ]
 
-    async def call_many_apart(self, calls: Sequence[NameCall]) -> list[list[Reply] | Unavailable]:
+    async def call_many_apart(
+        self, calls: Sequence[NameCall], moment_s: float
+    ) -> list[list[Reply] | Unavailable]:
         """The same, but a node that is slow keeps nobody waiting for the answers of the others.
 
         Once one node has answered the others have a moment. After that, their calls go on and have
@@ -105,7 +111,7 @@ class Caller:
             replies = await self.call_many([calls[at] for at in places])
             for at, reply in zip(places, replies, strict=True):
                 answers[at] = reply
-            scope.deadline = min(scope.deadline, trio.current_time() + _APART_S)
+            scope.deadline = min(scope.deadline, trio.current_time() + moment_s)
 
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
@@ -116,6 +122,19 @@ class Caller:
     def node_of(self, name: str) -> Address | None:
         """The node that has a name, as far as is known."""
         return self.client.address_of(self.layout.lock(name))
+
+    @contextmanager
+    def _listening(self, *names: str) -> Iterator[None]:
+        """Whoever is cancelled here hears no reply; nor is there one if a connection is lost."""
+        try:
+            yield
+        except ResponseError:
+            raise
+        except BaseException as problem:
+            if not isinstance(problem, Unanswered) or problem.outcome is Outcome.UNKNOWN:
+                for name in names:
+                    self.on_unheard(name)
+            raise
 
     def _call(self, call: NameCall) -> Call:
         may_grant = 0 if self.paused_ms(call.name) else 1
@@ -129,10 +148,12 @@ class Caller:
         return answer
 
 
-def unavailable(problem: Unanswered | ResponseError, script: Script | None = None) -> Unavailable:
+def unavailable(
+    problem: Unanswered | ResponseError, name: str | None = None, script: Script | None = None
+) -> Unavailable:
     """What the service is told of a call without an answer."""
     if isinstance(problem, Unanswered):
         return Unavailable(problem.outcome, _RETRY_MS)
-    name = script.name if script else None
-    _log.error("a script failed inside Redis", script=name, error=str(problem))
+    called = script.name if script else None
+    _log.error("a script failed inside Redis", lock=name, script=called, error=str(problem))
     return Unavailable(Outcome.UNKNOWN, _RETRY_MS)

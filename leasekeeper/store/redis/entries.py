@@ -171,11 +171,13 @@ def parse_event(text: bytes) -> StoreEvent | Provisional | NameChanged | NameDue
             lease, owner = rest
             return StoreEvent(name, Moved(lease, owner))
         case "contended":
-            return StoreEvent(name, Contended(int(rest[0])))
+            [waiting] = rest
+            return StoreEvent(name, Contended(int(waiting)))
         case "changed":
             return NameChanged(name)
         case "due":
-            return NameDue(name, int(rest[0]))
+            [in_ms] = rest
+            return NameDue(name, int(in_ms))
         case _:
             raise ValueError(f"no event: {kind}")
 

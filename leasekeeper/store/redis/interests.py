@@ -36,6 +36,8 @@ class Interest:
 
     holdings: dict[str, Holding] = field(factory=dict)
     waiters: dict[str, Claim] = field(factory=dict)
+    doubted: set[str] = field(factory=set)
+    """Waiters that were in no queue when it was looked at last."""
     watched: bool = False
     seen: Seen | None = None
     look_ms: int | None = None
@@ -65,6 +67,8 @@ class Interests:
     """
 
     on_due: Callable[[str], None]
+    watched: set[str] = field(factory=set, init=False)
+    """The names that are watched here."""
     _names: dict[str, Interest] = field(factory=dict, init=False, repr=False)
     _alarms: Alarms[str] = field(init=False, repr=False)
 
@@ -106,6 +110,7 @@ class Interests:
             holding = None
         if not holding:
             interest.waiters[claim.lease] = claim
+        interest.doubted.discard(claim.lease)
         self.settle(name)
         self.look(name, next_ms if next_ms >= 0 else LOOK_MS)
 
@@ -125,12 +130,39 @@ class Interests:
             if holding.expires_ms < expires_ms:
                 self.settle(name)
 
+    def watch(self, name: str) -> None:
+        """Somebody here watches it."""
+        self[name].watched = True
+        self.watched.add(name)
+
+    def unwatch(self, name: str) -> None:
+        """Nobody here watches it any more."""
+        self.watched.remove(name)
+        self._names[name].watched = False
+        self.settle(name)
+
     def leave(self, name: str, lease: str) -> None:
         """The lease id has nothing any more that this server must know of."""
         if interest := self._names.get(name):
             interest.holdings.pop(lease, None)
             interest.waiters.pop(lease, None)
+            interest.doubted.discard(lease)
             self.settle(name)
+
+    def lose(self, name: str, lease: str) -> None:
+        """It is not held; it may wait."""
+        if (interest := self._names.get(name)) and interest.holdings.pop(lease, None):
+            self.settle(name)
+
+    def forget(self, name: str, lease: str) -> None:
+        """A waiter is in no queue; or the answer is older than its place: the second counts."""
+        interest = self._names.get(name)
+        if interest is None or lease not in interest.waiters:
+            return
+        if lease not in interest.doubted:
+            interest.doubted.add(lease)
+            return
+        self.leave(name, lease)
 
     def look(self, name: str, in_ms: int) -> None:
         """It should be looked at in `in_ms`, for those who wait or watch; or earlier."""

@@ -36,10 +36,14 @@ class Lanes:
 
     async def run(self) -> None:
         """Deals with what is due, until cancelled."""
-        async with trio.open_nursery() as self._nursery:
-            for node in self._lanes:
-                self._nursery.start_soon(self._work_through, node)
-            await trio.sleep_forever()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                for node in self._lanes:
+                    nursery.start_soon(self._work_through, node)
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
 
     async def _work_through(self, node: Hashable) -> None:
         lane = self._lanes[node]

@@ -12,7 +12,7 @@ from typing import Final
 import trio
 from attrs import define, field
 
-from leasekeeper.core.lock import Claim, Granted, HolderLost, WaiterGranted
+from leasekeeper.core.lock import Claim, Granted, HolderLost, Moved, WaiterGranted
 from leasekeeper.errors import Unavailable
 from leasekeeper.messages import Key, LeaseState, LostReason
 from leasekeeper.resp.replies import Reply
@@ -20,7 +20,7 @@ from leasekeeper.store.alarms import trio_ms
 from leasekeeper.store.api import Changed, StoreEvent
 from leasekeeper.store.redis.calling import Caller, NameCall
 from leasekeeper.store.redis.entries import integer, word
-from leasekeeper.store.redis.interests import Interest, Interests
+from leasekeeper.store.redis.interests import Holding, Interest, Interests
 from leasekeeper.store.redis.lanes import Lanes
 from leasekeeper.store.redis.scripts import TOUCH
 
@@ -28,6 +28,8 @@ _AT_ONCE: Final = 100
 """Names in one round trip."""
 LEASES_PER_CALL: Final = 200
 """Lease ids in one call of `touch`."""
+_ELSEWHERE: Final = b"2"
+"""What `touch` says of a lease that is held for another server."""
 _RETRY_MS: Final = 500
 _PAUSED_MS: Final = 1000
 """How often a name is looked at that nothing but a pause of grants keeps from its waiters."""
@@ -37,8 +39,8 @@ _PAUSED_MS: Final = 1000
 class Looking:
     """Looks at names, and at what watchers see.
 
-    `on_granted` hears of grants that may have been missed, `on_left_out` of waiters that are in the
-    queue no more, `on_event` of losses and changes, and `view` reads a name for its watchers.
+    `on_granted` hears of grants that may have been missed, `on_left_out` of waiters whose places
+    Redis has lost, `on_event` of losses and changes, and `view` reads a name for its watchers.
     """
 
     caller: Caller
@@ -49,6 +51,8 @@ class Looking:
     view: Callable[[str], Awaitable[LeaseState]]
     _due: Lanes = field(init=False, repr=False)
     _changed: Lanes = field(init=False, repr=False)
+    _queue_lost: set[str] = field(factory=set, init=False, repr=False)
+    """Names whose waiters are not to be forgotten if they have no place."""
 
     def __attrs_post_init__(self) -> None:
         self._due = Lanes(self.caller.node_of, self._look, _AT_ONCE)
@@ -64,10 +68,15 @@ class Looking:
         """Time, or a lost message, may have changed this name."""
         self._due.add(name)
 
-    def look_at_all(self) -> None:
-        """Messages may have been lost: every name with a waiter or watcher is looked at."""
+    def look_at_all(self, *, queues_lost: bool = False) -> None:
+        """Messages may have been lost: every name with a waiter or watcher is looked at.
+
+        If queues may have been lost as well, waiters that have no place any more get a new one.
+        """
         for name, interest in self.interests:
             if interest.waiters:
+                if queues_lost:
+                    self._queue_lost.add(name)
                 self.look_soon(name)
             if interest.watched:
                 self.changed(name)
@@ -92,44 +101,67 @@ class Looking:
 
     def _seen(self, name: str, leases: Sequence[str], answer: Sequence[Reply]) -> None:
         there = self.compare(name, leases, answer)
+        if name in self._queue_lost and not self.caller.paused_ms(name):
+            self._queue_lost.discard(name)
+            self._queue_again(
+                name, [each for each, has in zip(leases, there, strict=True) if not has]
+            )
         if interest := self.interests.find(name):
-            left_out = [
-                interest.waiters[lease]
-                for lease, is_there in zip(leases, there, strict=True)
-                if not is_there and lease in interest.waiters
-            ]
-            if left_out:
-                self.on_left_out(name, left_out)
             if interest.watched:
                 self.changed(name)
             next_ms = integer(answer[0])
             if next_ms >= 0 or interest.waiters:
                 self.interests.look(name, _PAUSED_MS if next_ms < 0 else next_ms)
 
-    def compare(self, name: str, leases: Sequence[str], answer: Sequence[Reply]) -> list[bool]:
+    def compare(
+        self, name: str, leases: Sequence[str], answer: Sequence[Reply], *, vouched: bool = False
+    ) -> list[bool]:
         """What `touch` says of lease ids, against what was thought; what is news is told.
 
-        Returns whether each of them has anything.
+        `vouched`: they are known to wait, whatever is thought here. Returns whether each of them
+        has anything here.
         """
         has_any: list[bool] = []
-        for lease, state in zip(leases, answer[1:], strict=True):
-            has_any.append(state != b"0")
-            if interest := self.interests.find(name):
-                self._compare(name, interest, lease, word(state).split())
+        if self.caller.paused_ms(name):
+            self._queue_lost.add(name)
+        fence = integer(answer[1])
+        for lease, state in zip(leases, answer[2:], strict=True):
+            has_any.append(state not in {b"0", _ELSEWHERE})
+            interest = self.interests.find(name)
+            holding = interest.holdings.get(lease) if interest else None
+            waits = vouched or (interest is not None and lease in interest.waiters)
+            if not _is_newer(holding, fence):
+                self._compare(name, lease, word(state).split(), holding, waits=waits)
         return has_any
 
-    def _compare(self, name: str, interest: Interest, lease: str, state: list[bytes]) -> None:
-        holding = interest.holdings.get(lease)
+    def _compare(
+        self, name: str, lease: str, state: list[bytes], holding: Holding | None, *, waits: bool
+    ) -> None:
         if len(state) == 3:
             fence, left_ms, waited_ms = (int(each) for each in state)
-            if holding is None and lease in interest.waiters:
+            if holding is None and waits:
                 self.on_granted(name, WaiterGranted(lease, Granted(fence, left_ms, waited_ms)))
             elif holding is not None and holding.fence == fence:
                 self.interests.extend(name, lease, left_ms)
-        elif holding is not None:
+            elif holding is not None and holding.fence < fence:  # granted anew, by another server
+                self._lose(name, lease, holding)
+        elif holding is not None and state == [_ELSEWHERE]:
             self.interests.leave(name, lease)
-            lost = HolderLost(lease, holding.fence, LostReason.EXPIRED)
-            self.on_event(StoreEvent(name, lost))
+            self.on_event(StoreEvent(name, Moved(lease, holding.claim.owner)))
+        elif holding is not None:
+            self._lose(name, lease, holding)
+        elif state == [b"0"] and name not in self._queue_lost:  # whoever waits for it asks again
+            self.interests.forget(name, lease)
+
+    def _lose(self, name: str, lease: str, holding: Holding) -> None:
+        self.interests.leave(name, lease)
+        lost = HolderLost(lease, holding.fence, LostReason.EXPIRED)
+        self.on_event(StoreEvent(name, lost))
+
+    def _queue_again(self, name: str, leases: Sequence[str]) -> None:
+        interest = self.interests.find(name)
+        if interest and (claims := [c for each in leases if (c := interest.waiters.get(each))]):
+            self.on_left_out(name, claims)
 
     async def _look_for_watchers(self, names: Sequence[str]) -> None:
         for name in names:
@@ -147,6 +179,11 @@ class Looking:
             return
         if interest.seen != seen:
             self.on_event(StoreEvent(name, Changed(state)))
+
+
+def _is_newer(holding: Holding | None, fence: int) -> bool:
+    """Whether it was granted after that was the last fence of its name, and is not over."""
+    return holding is not None and holding.fence > fence and holding.expires_ms > trio_ms()
 
 
 def _doubtful(interest: Interest) -> list[str]:

@@ -48,12 +48,12 @@ _HOLDER: Final = Claim("holder", _TTL_MS, owner="a.1", alive_ms=_TTL_MS)
 _WAITER: Final = evolve(_HOLDER, lease="waiter", owner="b.1", mode=Mode.SHARED, limit=2)
 
 _REHEARSAL: Final[Sequence[tuple[str, Script, Sequence[Argument], Reply]]] = (
-    ("a", scripts.ACQUIRE, (*claim_args(_HOLDER), 0, 1), b"granted"),
-    ("b", scripts.ACQUIRE, (*claim_args(_WAITER), 1, 1), b"queued"),
+    ("a", scripts.ACQUIRE, (*claim_args(_HOLDER), 0, 1, 1), b"granted"),
+    ("b", scripts.ACQUIRE, (*claim_args(_WAITER), 1, 1, 1), b"queued"),
     ("a", scripts.RENEW, ("holder", ""), b"renewed"),
     ("b", scripts.TOUCH, (_TTL_MS, "waiter"), None),
     ("a", scripts.RELEASE, ("holder", "a"), b"held"),
-    ("a", scripts.RESUME, ("waiter", "a.2", ""), b"granted"),
+    ("a", scripts.RESUME, ("waiter", "a.2", ""), b"held"),
     ("b", scripts.TOUCH, (0, "waiter"), None),
     ("b", scripts.INSPECT, (1, 1, 0, 0), None),
     ("b", scripts.BREAK, ("", 1), 1),

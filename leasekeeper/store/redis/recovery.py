@@ -46,7 +46,7 @@ class Recovery:
     hold: RestartHold = field(init=False)
     _client: Client = field(init=False, repr=False)
     _caller: Caller = field(init=False, repr=False)
-    _look_at_all: Callable[[], None] = field(init=False, repr=False)
+    _on_over: Callable[[], None] = field(init=False, repr=False)
     _proof: tuple[str, int] | None = field(default=None, init=False)
     """A name that was granted lately, and its fence: it proves that nothing was flushed."""
     _began: trio.Event = field(factory=trio.Event, init=False)
@@ -54,9 +54,9 @@ class Recovery:
     def __attrs_post_init__(self) -> None:
         self.hold = RestartHold(self.longest_ms, self._tell, self._begun)
 
-    def use(self, client: Client, caller: Caller, look_at_all: Callable[[], None]) -> None:
-        """Ties the knot: these need the hold, and it needs them."""
-        self._client, self._caller, self._look_at_all = client, caller, look_at_all
+    def use(self, client: Client, caller: Caller, on_over: Callable[[], None]) -> None:
+        """Ties the knot: these need the hold, and it needs them. `on_over` hears when it ends."""
+        self._client, self._caller, self._on_over = client, caller, on_over
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Joins a pause that others began, and sees every pause to its end, until cancelled."""
@@ -67,7 +67,7 @@ class Recovery:
             await self._began.wait()
             await self._see_through()
             _log.info("grants go on")
-            self._look_at_all()
+            self._on_over()
 
     def given(self, name: str, fence: int, ttl_ms: int) -> None:
         """A lease was granted through this server just now."""
@@ -189,12 +189,9 @@ class Recovery:
             interest = self.interests.find(name)
             if interest and lease in interest.holdings and self.left_ms(name):
                 lost.append((name, interest.holdings[lease]))
-        failed = await self._restore(lost)
-        return {
-            (name, held.claim.lease)
-            for name, held in lost
-            if not _is_over(held) and (name, held) not in failed
-        }
+        failed = {(name, held.claim.lease) for name, held in await self._restore(lost)}
+        back = {(name, held.claim.lease) for name, held in lost if self._is_held(name, held)}
+        return back - failed
 
     async def _restore_all(self) -> None:
         """Every lease that was granted through this server, until each is there or over."""
@@ -213,10 +210,10 @@ class Recovery:
                 return
 
     async def _restore(self, leases: Sequence[tuple[str, Holding]]) -> list[tuple[str, Holding]]:
-        """Those that are neither there nor over."""
+        """Those that are neither there nor over. What was given up meanwhile is not put back."""
         failed: list[tuple[str, Holding]] = []
         for start in range(0, len(leases), _AT_ONCE):
-            batch = [each for each in leases[start : start + _AT_ONCE] if not _is_over(each[1])]
+            batch = [each for each in leases[start : start + _AT_ONCE] if self._is_held(*each)]
             answers = await self._caller.call_many([_restoring(*each) for each in batch])
             failed += [
                 each
@@ -225,9 +222,10 @@ class Recovery:
             ]
         return failed
 
-
-def _is_over(holding: Holding) -> bool:
-    return holding.expires_ms <= trio_ms()
+    def _is_held(self, name: str, holding: Holding) -> bool:
+        interest = self.interests.find(name)
+        here = interest and interest.holdings.get(holding.claim.lease)
+        return here is holding and holding.expires_ms > trio_ms()
 
 
 def _restoring(name: str, holding: Holding) -> NameCall:

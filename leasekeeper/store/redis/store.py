@@ -61,6 +61,8 @@ from leasekeeper.store.redis.views import WATCH_MS, Views
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 _RETRY_MS: Final = 500
+_MOMENT_MIN_S: Final = 0.3
+_MOMENT_MAX_S: Final = 3.0
 _BREAK_AT_ONCE: Final = 1000
 
 
@@ -115,6 +117,7 @@ class RedisStore:
             self.options.fence_memory_ms,
             self._paused_ms,
             self._on_text,
+            self._on_unheard,
         )
         self._views = Views(self._client, self._caller, self.layout, self._interests)
         self._looking = Looking(
@@ -125,7 +128,9 @@ class RedisStore:
             lambda event: self._on_event(event),
             self._views.see,
         )
-        self._recovery.use(self._client, self._caller, self._looking.look_at_all)
+        self._recovery.use(
+            self._client, self._caller, lambda: self._looking.look_at_all(queues_lost=True)
+        )
         self._preflight.use(self._client)
 
     @property
@@ -147,17 +152,21 @@ class RedisStore:
         self._on_event = on_event
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await nursery.start(self._client.run)
-            await nursery.start(self._preflight.run)
-            await nursery.start(self._recovery.run)
-            channels = [f"{self.layout.channels}{self.server}", self.layout.servers]
-            await nursery.start(
-                self._client.subscribe, channels, self._on_message, self._on_subscribed
-            )
-            nursery.start_soon(self._interests.run)
-            nursery.start_soon(self._looking.run)
-            nursery.start_soon(self._refresh_watches)
-            task_status.started()
+            try:
+                await nursery.start(self._client.run)
+                await nursery.start(self._preflight.run)
+                await nursery.start(self._recovery.run)
+                channels = [f"{self.layout.channels}{self.server}", self.layout.servers]
+                await nursery.start(
+                    self._client.subscribe, channels, self._on_message, self._on_subscribed
+                )
+                nursery.start_soon(self._interests.run)
+                nursery.start_soon(self._looking.run)
+                nursery.start_soon(self._refresh_watches)
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
 
     # --- Calls --------------------------------------------------------------------------------
 
@@ -168,10 +177,12 @@ class RedisStore:
         args = (*claim_args(claim)[1:], int(wait), self.options.waiting_max, int(take_over))
         # Its grant may come before the answer.
         is_new = wait and self._interests.expect(name, claim)
+        may_grant = not self._recovery.left_ms(name)
+        fence_before = self._fence_of(name, claim.lease)
         kind, *rest = await self._ask(name, claim.lease, scripts.ACQUIRE, *args)
-        if kind == b"granted":
+        if kind in {b"granted", b"held"}:
             grant = _granted(rest)
-            if self._recovery.left_ms(name) and not self._knows(name, claim, grant):
+            if may_grant and self._recovery.left_ms(name) and grant.fence != fence_before:
                 # By a call that was under way when data was lost.
                 await self._caller.call(name, scripts.RELEASE, claim.lease, "")
                 raise self._recovery.paused(name)
@@ -179,7 +190,7 @@ class RedisStore:
             return grant
         if kind == b"queued":
             return self._queued(name, claim, rest)
-        if is_new or kind in {b"busy", b"full"}:
+        if is_new or kind in {b"busy", b"full", b"elsewhere"}:
             self._interests.leave(name, claim.lease)
         if kind == b"mismatch":
             return Mismatch()
@@ -197,7 +208,7 @@ class RedisStore:
         kind, *rest = await self._ask(name, lease, scripts.RESUME, owner, wait)
         if kind == b"missing" and self._recovery.left_ms(name):
             raise self._recovery.paused(name)  # it may be another server's, not yet put back
-        if kind not in {b"granted", b"queued"}:
+        if kind not in {b"held", b"queued"}:
             self._interests.leave(name, lease)
             return Busy() if kind == b"busy" else Missing()
         claim = parse_entry(lease, word(rest[-1])).claim
@@ -215,7 +226,7 @@ class RedisStore:
             )
             for each in renewals
         ]
-        answers = await self._caller.call_many_apart(calls)
+        answers = await self._caller.call_many_apart(calls, self._moment_s(renewals))
         missed = [
             at
             for at, answer in enumerate(answers)
@@ -246,7 +257,8 @@ class RedisStore:
             if isinstance(reply, Unavailable):
                 states: Sequence[bool | Unavailable] = [reply] * len(places)
             else:
-                states = self._looking.compare(call.name, [waiters[at][1] for at in places], reply)
+                leases = [waiters[at][1] for at in places]
+                states = self._looking.compare(call.name, leases, reply, vouched=True)
             for place, state in zip(places, states, strict=True):
                 answers[place] = state
         return answers
@@ -271,14 +283,16 @@ class RedisStore:
 
     async def watch(self, name: str) -> None:
         """From now on there are `Changed` events for this name."""
-        self._interests[name].watched = True
+        if name in self._interests.watched:  # what is seen now is a change to those who watch
+            self._looking.changed(name)
+            return
+        self._interests.watch(name)
         await self._views.see(name)
 
     def unwatch(self, name: str) -> None:
         """`Changed` events for this name are not wanted any more."""
-        if interest := self._interests.find(name):
-            interest.watched = False
-            self._interests.settle(name)
+        if name in self._interests.watched:
+            self._interests.unwatch(name)
             self._in_background(self._views.look_away, name)
 
     # --- What calls and events have in common -------------------------------------------------
@@ -301,8 +315,9 @@ class RedisStore:
     async def _ask_once(
         self, name: str, lease: str, script: Script, *args: Argument
     ) -> list[Reply]:
-        """With replicas wanted, a grant that they do not have goes back."""
-        if not self.options.replicas:
+        """With replicas wanted, a grant that they do not have goes back. One that is resumed was
+        told long ago, and stays."""
+        if not self.options.replicas or script is scripts.RESUME:
             return await self._caller.call(name, script, lease, *args)
         reply, have_it = await self._caller.call_and_wait(
             name,
@@ -317,11 +332,21 @@ class RedisStore:
             raise Unavailable(Outcome.NONE, _RETRY_MS, "too few replicas have the grant in time")
         return reply
 
-    def _knows(self, name: str, claim: Claim, grant: Granted) -> bool:
-        """Whether this is a grant of before, again."""
+    def _moment_s(self, renewals: Sequence[Renewal]) -> float:
+        """How long the answers of one node wait for those of a slower one."""
+        ttls_ms = [
+            holding.claim.ttl_ms
+            for each in renewals
+            if (interest := self._interests.find(each.name))
+            and (holding := interest.holdings.get(each.lease))
+        ]
+        return min(_MOMENT_MAX_S, max(_MOMENT_MIN_S, min(ttls_ms, default=0) / 10 / 1000))
+
+    def _fence_of(self, name: str, lease: str) -> int:
+        """That of a lease which was granted through this server; 0: it holds nothing."""
         interest = self._interests.find(name)
-        holding = interest and interest.holdings.get(claim.lease)
-        return bool(holding and holding.fence == grant.fence)
+        holding = interest and interest.holdings.get(lease)
+        return holding.fence if holding else 0
 
     def _hold(self, name: str, claim: Claim, grant: Granted) -> None:
         self._interests.hold(name, claim, grant.fence, grant.ttl_ms)
@@ -336,7 +361,7 @@ class RedisStore:
         if answer[0] == b"missing":
             if self._recovery.left_ms(asked.name):  # it may be another server's, not yet put back
                 return self._recovery.paused(asked.name)
-            self._interests.leave(asked.name, asked.lease)
+            self._interests.lose(asked.name, asked.lease)
             return Missing()
         ttl_ms = integer(answer[1])
         self._interests.extend(asked.name, asked.lease, ttl_ms)
@@ -361,6 +386,11 @@ class RedisStore:
                 self._on_text(text)
         except ValueError:  # anybody can publish there, also a newer server that knows more events
             _log.warning("a message was not understood", channel=channel)
+
+    def _on_unheard(self, name: str) -> None:
+        """A script had its effect, but nobody took its events: a client released, and has gone."""
+        if self._interests.find(name):
+            self._looking.look_soon(name)
 
     def _on_text(self, text: bytes) -> None:
         event = parse_event(text)
@@ -392,6 +422,8 @@ class RedisStore:
                 self._interests.leave(name, gone.lease)
         elif holding and holding.fence <= gone.fence:
             self._interests.leave(name, gone.lease)
+        elif waiting and not holding:  # it was granted, and nobody knew
+            self._looking.look_soon(name)
 
     def _on_granted(self, name: str, granted: WaiterGranted) -> None:
         """A waiter of this server got it: told at once, or when replicas have it."""
@@ -430,22 +462,21 @@ class RedisStore:
             self._tell_granted(name, evolve(granted, grant=grant))
 
     async def _queue_again(self, name: str, claims: Sequence[Claim]) -> None:
-        """Redis has lost their places, or let them go while it could not be asked.
-
-        If that fails it is tried again when the name is looked at.
-        """
-        last = (1, self.options.waiting_max)
+        """Redis has lost their places. If this fails, whoever waits for them asks again."""
+        last = (1, self.options.waiting_max, 0)
         calls = [NameCall(name, scripts.ACQUIRE, (*claim_args(each), *last)) for each in claims]
         for claim, answer in zip(claims, await self._caller.call_many(calls), strict=True):
-            interest = self._interests.find(name)
             if isinstance(answer, Unavailable):
-                self._interests.postpone(name, _RETRY_MS)
-            elif not interest or claim.lease not in interest.waiters:  # it was left meanwhile
+                continue
+            interest = self._interests.find(name)
+            if not interest or claim.lease not in interest.waiters:  # it was left meanwhile
                 self._in_background(self._return, name, claim.lease)
             elif answer[0] == b"queued":
                 self._queued(name, claim, answer[1:])
-            elif answer[0] == b"granted":
+            elif answer[0] in {b"granted", b"held"}:
                 self._on_granted(name, WaiterGranted(claim.lease, _granted(answer[1:])))
+            elif answer[0] == b"elsewhere":
+                self._interests.leave(name, claim.lease)
 
     # --- Tasks --------------------------------------------------------------------------------
 
@@ -457,9 +488,8 @@ class RedisStore:
         """Says again that this server watches, and sees what no message told of."""
         while True:
             await trio.sleep(WATCH_MS / 3 / 1000)
-            for name, interest in self._interests:
-                if interest.watched:
-                    self._looking.changed(name)
+            for name in self._interests.watched:
+                self._looking.changed(name)
 
 
 def _granted(rest: Sequence[Reply]) -> Granted:

@@ -9,7 +9,7 @@ from attrs import define
 from redis.exceptions import ResponseError
 
 from leasekeeper.errors import InvalidParams, Unavailable
-from leasekeeper.messages import HolderView, LeasePage, LeaseState, ListedLease, Mode
+from leasekeeper.messages import INTEGER_MAX, HolderView, LeasePage, LeaseState, ListedLease, Mode
 from leasekeeper.resp.client import Client
 from leasekeeper.resp.errors import Unanswered
 from leasekeeper.resp.replies import Reply
@@ -64,8 +64,13 @@ class Views:
     async def look_away(self, name: str) -> None:
         """This server need not hear of the name's changes any more; it is no matter if it does."""
         key = self.layout.keys(name)[WATCH]
+        if name in self.interests.watched:
+            return  # again, meanwhile
         with suppress(Unanswered, ResponseError):
             await self.client.command("ZREM", key, self.caller.server, key=key)
+        if name in self.interests.watched:
+            with suppress(Unavailable):
+                await self.see(name)
 
     async def list_leases(self, prefix: str, limit: int, cursor: str | None) -> LeasePage:
         """A page of held leases, ordered by name and fence.
@@ -90,8 +95,9 @@ class Views:
             found += [each for each in _listed(name, answer) if each.fence > after]
         if len(found) > limit:
             return LeasePage(tuple(found[:limit]), _cursor(found[limit - 1]))
-        more = len(names) > limit and found
-        return LeasePage(tuple(found), _cursor(found[-1]) if more else None)
+        # Some of these names may have become free; there are more behind them all the same.
+        more = len(names) > limit
+        return LeasePage(tuple(found), f"{names[-1]} {INTEGER_MAX}" if more else None)
 
     async def _names(self, prefix: str, since: str, count: int) -> Sequence[str]:
         """The first names in use with this prefix, from `since` on."""

@@ -5,13 +5,16 @@
 --        11 how long a waiter stays without a touch, ms   12 wait, ms, -1: for ever   13 owner   14 note
 --        15 "1": it is to wait   16 how many may wait
 --        17 "1": also what belongs to another server is taken over
--- Replies  granted FENCE LEFT_MS WAITED_MS | queued POSITION FENCE NEXT_MS | busy | full | mismatch | elsewhere
---        | paused: grants are paused
+-- Replies  granted FENCE LEFT_MS WAITED_MS | held FENCE LEFT_MS 0: it had it before
+--        | queued POSITION FENCE NEXT_MS | busy | full | mismatch | elsewhere | paused: grants are
 -- Idempotent by lease id: a holder is renewed and keeps its fence, a waiter keeps its place.
 
-advance()
 local lease, owner, wait = ARGV[6], ARGV[13], ARGV[15] == '1'
-local known = find(lease)
+local idle = not lock and call('EXISTS', INFO, QUEUE, SHARED) == 0
+if not idle then
+  advance()
+end
+local known = not idle and find(lease)
 if known then
   if known.mode ~= ARGV[7] or known.limit ~= ARGV[8] then
     return answer({'mismatch'})
@@ -30,10 +33,10 @@ local asked = {
   wait_ms = ARGV[12], owner = owner, note = ARGV[14], asked_ms = now_ms, since_ms = now_ms,
   fence = '0', until_ms = '0', final = '0',
 }
-local waiting = call('ZCARD', QUEUE)
+local waiting = idle and 0 or call('ZCARD', QUEUE)
 if not MAY_GRANT then
   return answer({'paused'})
-elseif waiting == 0 and fits(asked) then
+elseif idle or waiting == 0 and fits(asked) then
   local fence, left_ms = grant(lease, asked)
   return answer({'granted', fence, left_ms, 0})
 elseif not wait then

@@ -10,6 +10,7 @@
 
 advance()
 if ARGV[8] == '1' then
+  call('ZREMRANGEBYSCORE', WATCH, '-inf', now_ms)   -- servers that are gone
   call('ZADD', WATCH, now_ms + ARGV[9], SERVER)
   keep(WATCH, tonumber(ARGV[9]))
 end

@@ -5,8 +5,10 @@
 -- Replies  held | waiting | nothing: what the lease id had
 -- Idempotent: the second time there is nothing.
 
-advance()
 local lease, only_of = ARGV[6], ARGV[7]
+if lock ~= lease or is_over() then   -- else time has nothing to change: it is held, and by this
+  advance()
+end
 local e = find(lease)
 if not e or (only_of ~= '' and only_of ~= server_of(e.owner)) then
   return answer({'nothing'})
@@ -16,5 +18,5 @@ if server_of(e.owner) ~= SERVER then
 end
 local had = e.fence == '0' and 'waiting' or 'held'
 leave(lease, e)
-advance()
+move_up()
 return answer({had})

@@ -27,20 +27,21 @@ if lock and lock ~= MARKER then
   end
   lose(lock, other, 'expired')   -- an older grant, from before what was lost
 elseif lock == MARKER and e.mode == EXCLUSIVE then
-  for _, shared in ipairs(call('ZRANGE', SHARED, 0, -1)) do
-    local other = find(shared)
-    if other and tonumber(other.fence) > tonumber(e.fence) then
+  local shared = call('ZRANGE', SHARED, 0, EXPIRED_MAX)
+  for _, each in ipairs(shared) do
+    local other = find(each)
+    if #shared > EXPIRED_MAX or other and tonumber(other.fence) > tonumber(e.fence) then
       return answer({'missing'})
     end
   end
-  for _, shared in ipairs(call('ZRANGE', SHARED, 0, -1)) do
-    expire(shared)
+  for _, each in ipairs(shared) do
+    expire(each)
   end
 end
 call('ZREM', QUEUE, lease)
 e.since_ms = now_ms - ARGV[9]
 e.asked_ms = e.since_ms
-e.until_ms = tonumber(e.max_hold_ms) > 0 and e.since_ms + e.max_hold_ms or 0
+e.until_ms = e.max_hold_ms == '0' and '0' or whole(e.since_ms + e.max_hold_ms)
 put(lease, e)
 if e.mode == EXCLUSIVE then
   call('SET', LOCK, lease, 'PX', left_ms)
@@ -49,8 +50,9 @@ if e.mode == EXCLUSIVE then
 elseif e.limit ~= '0' then
   call('ZADD', LIMITS, e.limit, lease)
 end
-local last = math.max(tonumber(call('GET', FENCE) or 0), tonumber(e.fence))
-call('SET', FENCE, string.format('%.0f', last), 'KEEPTTL')
+-- One more than the lease's own: a fence that is as it was proves that nothing was lost (HOLD-6).
+local last = math.max(tonumber(call('GET', FENCE) or 0), tonumber(e.fence) + 1)
+call('SET', FENCE, whole(last), 'KEEPTTL')
 set_left(lease, e, left_ms)
 changed = true
 return answer({'restored'})

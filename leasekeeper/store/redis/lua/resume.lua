@@ -2,7 +2,7 @@
 --
 -- KEYS   as in rules.lua
 -- ARGV   6 lease   7 owner   8 wait, ms, -1: for ever; "": what is left of it; 0: leaves the queue
--- Replies  granted FENCE LEFT_MS 0 ENTRY | queued POSITION FENCE NEXT_MS ENTRY | busy | missing
+-- Replies  held FENCE LEFT_MS 0 ENTRY | queued POSITION FENCE NEXT_MS ENTRY | busy | missing
 -- Idempotent: the same fence, the same place.
 
 advance()
@@ -20,7 +20,7 @@ else
   if wait_ms == '' then
     wait_ms = e.wait_ms
     if wait_ms ~= '-1' then
-      wait_ms = math.max(0, wait_ms - (now_ms - e.asked_ms))
+      wait_ms = whole(math.max(0, wait_ms - (now_ms - e.asked_ms)))
     end
   end
   reply = queue_again(lease, e, owner, wait_ms)

@@ -46,9 +46,13 @@ local function parse(text)
 end
 
 local function text_of(e)
-  return string.format('%s %.0f %.0f %.0f %.0f %.0f %s %.0f %.0f %.0f %.0f %s %s', e.mode, e.limit,
-    e.ttl_ms, e.max_hold_ms, e.alive_ms, e.wait_ms, e.owner, e.asked_ms, e.since_ms, e.fence,
-    e.until_ms, e.final, e.note)
+  return table.concat({e.mode, e.limit, e.ttl_ms, e.max_hold_ms, e.alive_ms, e.wait_ms, e.owner,
+    e.asked_ms, e.since_ms, e.fence, e.until_ms, e.final, e.note}, ' ')
+end
+
+-- A number of more than 14 digits as text: by itself Lua writes it with an exponent.
+local function whole(number)
+  return string.format('%.0f', number)
 end
 
 -- It waits, or shares, only while it has its place: a script that failed half-way may have taken it.
@@ -91,6 +95,9 @@ end
 -- place in the queue, or among the shared leases, would be taken for one that waits or holds.
 local function keep_known(ms)
   keep(INFO, ms + SLACK_MS)
+  if call('EXISTS', SHARED, QUEUE) == 0 then
+    return
+  end
   local left_ms = call('PTTL', INFO)
   for _, key in ipairs({SHARED, LIMITS, QUEUE}) do
     keep(key, left_ms)
@@ -154,24 +161,26 @@ end
 
 -- Takes a lease id out of wherever it is.
 local function leave(lease, e)
-  call('HDEL', INFO, lease)
   if e.fence == '0' then
+    call('HDEL', INFO, lease)
     call('ZREM', QUEUE, lease)
     return
   end
   changed = true
   if e.mode == EXCLUSIVE then
-    call('HDEL', INFO, 'held')
+    call('HDEL', INFO, lease, 'held')
     if lock == lease then
       call('DEL', LOCK)
       lock = false
     end
   else
+    call('HDEL', INFO, lease)
     drop_shared(lease)
+    if call('EXISTS', SHARED) == 1 then
+      return
+    end
   end
-  if call('EXISTS', SHARED) == 0 then
-    call('PEXPIRE', FENCE, MEMORY_MS)
-  end
+  call('PEXPIRE', FENCE, MEMORY_MS)
 end
 
 local function lose(lease, e, reason, detail)
@@ -198,23 +207,27 @@ end
 local function grant(lease, e, known_ms)
   local fence = math.max(tonumber(call('GET', FENCE) or 0) + 1, now_us)
   local waited_ms = waited_by(now_ms, e)
-  e.fence, e.since_ms = fence, now_ms
-  e.until_ms = tonumber(e.max_hold_ms) > 0 and now_ms + e.max_hold_ms or 0
+  e.fence, e.since_ms = whole(fence), now_ms
+  e.until_ms = e.max_hold_ms == '0' and '0' or whole(now_ms + e.max_hold_ms)
   local left_ms = extend(e)
   local provisional = known_ms and known_ms - now_ms < left_ms
   if provisional then
     left_ms, e.final = known_ms - now_ms, '0'
   end
-  put(lease, e)
   if e.mode == EXCLUSIVE then
     call('SET', LOCK, lease, 'NX', 'PX', left_ms)
-    call('HSET', INFO, 'held', lease)
+    call('HSET', INFO, lease, text_of(e), 'held', lease)
+    call('SET', FENCE, e.fence, 'PX', left_ms + MEMORY_MS)
+    keep_known(left_ms)
     lock = lease
-  elseif tonumber(e.limit) > 0 then
-    call('ZADD', LIMITS, e.limit, lease)
+  else
+    put(lease, e)
+    if tonumber(e.limit) > 0 then
+      call('ZADD', LIMITS, e.limit, lease)
+    end
+    call('SET', FENCE, e.fence, 'KEEPTTL')
+    set_left(lease, e, left_ms)
   end
-  call('SET', FENCE, string.format('%.0f', fence), 'KEEPTTL')
-  set_left(lease, e, left_ms)
   changed = true
   return fence, left_ms, waited_ms, provisional
 end
@@ -237,18 +250,8 @@ local function is_over()
   return call('PTTL', LOCK) == 0
 end
 
--- Lets time pass: expires holders, drops dead waiters at the head, grants what fits.
-local function advance()
-  local held = call('HGET', INFO, 'held')
-  if held and (held ~= lock or is_over()) then
-    call('HDEL', INFO, 'held')
-    expire(held)
-  end
-  local expired = call('ZRANGEBYSCORE', SHARED, '-inf', now_ms, 'LIMIT', 0, EXPIRED_MAX)
-  for _, lease in ipairs(expired) do
-    expire(lease)
-  end
-  more = #expired == EXPIRED_MAX
+-- Drops dead waiters at the head, and grants what fits.
+local function move_up()
   for count = 1, HEADS_MAX + 1 do
     local lease = call('ZRANGE', QUEUE, 0, 0)[1]
     if not lease then
@@ -265,12 +268,27 @@ local function advance()
       local server = server_of(e.owner)
       local known_ms = server ~= SERVER and tonumber(e.until_ms)
       local fence, left_ms, waited_ms, provisional = grant(lease, e, known_ms)
-      tell(server, string.format('granted %s %s %.0f %.0f %.0f %s %s', NAME, lease, fence, left_ms,
-        waited_ms, provisional and '1' or '0', e.owner))
+      tell(server, table.concat({'granted', NAME, lease, whole(fence), left_ms, waited_ms,
+        provisional and '1' or '0', e.owner}, ' '))
     else
       return
     end
   end
+end
+
+-- Lets time pass: expires holders, and moves the queue up.
+local function advance()
+  local held = call('HGET', INFO, 'held')
+  if held and (held ~= lock or is_over()) then
+    call('HDEL', INFO, 'held')
+    expire(held)
+  end
+  local expired = call('ZRANGEBYSCORE', SHARED, '-inf', now_ms, 'LIMIT', 0, EXPIRED_MAX)
+  for _, lease in ipairs(expired) do
+    expire(lease)
+  end
+  more = #expired == EXPIRED_MAX
+  move_up()
 end
 
 local function tell_moved(lease, e)
@@ -289,7 +307,7 @@ local function hold_again(lease, e, owner)
   local left_ms = extend(e)
   put(lease, e)
   set_left(lease, e, left_ms)
-  return {'granted', tonumber(e.fence), left_ms, 0}
+  return {'held', tonumber(e.fence), left_ms, 0}
 end
 
 local function vouch(lease, e, alive_ms)

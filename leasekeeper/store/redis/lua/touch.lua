@@ -2,11 +2,12 @@
 --
 -- KEYS   as in rules.lua
 -- ARGV   6 for how long, ms   7 and on: lease ids, at most a few hundred
--- Replies  NEXT_MS, then for each lease id "1": it waits; "0": it has nothing; else FENCE LEFT_MS WAITED_MS
+-- Replies  NEXT_MS FENCE (the last one), then for each lease id "1": it waits; "0": it has nothing; "2": it
+--        is held, for another server; else it is held: FENCE LEFT_MS WAITED_MS
 -- Idempotent.
 
 advance()
-local reply = {next_ms()}
+local reply = {next_ms(), tonumber(call('GET', FENCE) or 0)}
 for at = 7, #ARGV do
   local lease = ARGV[at]
   local e = find(lease)
@@ -17,6 +18,8 @@ for at = 7, #ARGV do
       vouch(lease, e, tonumber(ARGV[6]))
     end
     reply[#reply + 1] = '1'
+  elseif server_of(e.owner) ~= SERVER then
+    reply[#reply + 1] = '2'
   else
     local left_ms = e.mode == EXCLUSIVE and call('PTTL', LOCK) or call('ZSCORE', SHARED, lease) - now_ms
     reply[#reply + 1] = string.format('%s %.0f %.0f', e.fence, left_ms, waited_by(e.since_ms, e))
