@@ -191,6 +191,19 @@ def test_a_skewed_clock_is_stepped_forth_and_back() -> None:
         assert ahead_ms(redis) == pytest.approx(-MINUTE_MS, abs=1000)
 
 
+def test_a_frozen_clock_stands_still_until_it_is_told_another_time() -> None:
+    """Expiry and TIME follow it, in scripts, too."""
+    frozen_us = 2_000_000_000_000_123
+    with running_redis(skewed=True) as redis:
+        redis.freeze_clock(frozen_us)
+        redis.cli("SET", "k", "v", "PX", 10)
+        time.sleep(0.02)
+        script = "return {redis.call('TIME')[1], redis.call('TIME')[2], redis.call('PTTL', 'k')}"
+        assert redis.cli("EVAL", script, 0) == ["2000000000", "123", 10]
+        redis.freeze_clock(frozen_us + 11_000)
+        assert redis.cli("GET", "k") is None
+
+
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test of clock steps fails then: skipped, it would never be missed."""
     monkeypatch.setenv("PATH", "")

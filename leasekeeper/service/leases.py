@@ -157,16 +157,17 @@ class Leases:
         """
         self._refuse_while_draining()
         await self._unwanted.settled((ask.name, ask.lease))
+        ours = (ask.name, ask.lease) in self._unwanted
         tenure = self._tenure_of(session, ask.name, Claim(ask.lease, ttl_ms=0))
-        return await self._obtain(tenure, lambda: self._take_over(tenure, ask.wait_ms))
+        return await self._obtain(tenure, lambda: self._take_over(tenure, ask.wait_ms, ours))
 
-    async def _take_over(self, tenure: Tenure, wait_ms: int | None) -> Answer:
-        owner = self._own(tenure)
+    async def _take_over(self, tenure: Tenure, wait_ms: int | None, ours: bool) -> Answer:
+        """`ours`: it was to be given back here, and will be again if this fails."""
         try:
-            answer = await self.store.resume(tenure.name, tenure.lease, owner, wait_ms=wait_ms)
+            answer = await self.store.resume(*tenure.key, self._own(tenure), wait_ms=wait_ms)
         except Unavailable:
             # What it has was not got by this request, and its client may still believe in it.
-            tenure.stays = tenure.stage is Stage.ASKED
+            tenure.stays = tenure.stage is Stage.ASKED and not ours
             raise
         tenure.stays = False
         if not isinstance(answer, Resumed):
@@ -328,7 +329,7 @@ class Leases:
         return new
 
     def _own(self, tenure: Tenure) -> str:
-        """A new owner for each asking: what moves it tells thereby which asking it undoes."""
+        """A new owner for each asking: who moves it tells thereby which asking that undoes."""
         owner = f"{self.server}.{next(self._serials)}"
         tenure.claim = evolve(tenure.claim, owner=owner)
         tenure.asked_ms = trio_ms()

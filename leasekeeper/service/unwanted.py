@@ -37,6 +37,9 @@ class Unwanted:
     _some: trio.Event = field(factory=trio.Event, init=False)
     _leaving: dict[Key, _Leaving] = field(factory=dict, init=False, repr=False)
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._keys
+
     def __len__(self) -> int:
         return len(self._keys) + len(self._leaving)
 

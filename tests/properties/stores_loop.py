@@ -4,6 +4,8 @@ The loop runs in a thread of its own, and its clock moves only when it is told t
 moves with it. So the stores see the same time, and no test waits for it to pass.
 """
 
+import itertools
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -33,13 +35,23 @@ from leasekeeper.core.lock import (
     Renewed,
     Resumed,
     WaiterGranted,
+    server_of,
 )
 from leasekeeper.messages import LeaseState
 from leasekeeper.resp.settings import parse_url
 from leasekeeper.store.api import Changed, Renewal, Store, StoreEvent
 from leasekeeper.store.memory import MemoryStore
 from leasekeeper.store.redis.store import Options, RedisStore
-from tests.properties.stores_machine import WAITING_MAX, Told, in_order, told_by
+from tests.properties.stores_machine import (
+    WAITING_MAX,
+    Clients,
+    Known,
+    Side,
+    Told,
+    in_order,
+    known_of,
+    told_by,
+)
 from tests.redises import RunningRedis
 
 T = TypeVar("T")
@@ -47,6 +59,9 @@ T = TypeVar("T")
 WITHIN_S: Final = 2.0
 """How long stores may take to tell what they have to."""
 SERVERS: Final = "ab"
+GRAIN_US: Final = 10_000
+"""Alarms of stores are that coarse."""
+NUMBERS: Final = itertools.count()
 _FOREVER_MS: Final = 10**9
 
 
@@ -70,6 +85,11 @@ class Loop:
 
     def __attrs_post_init__(self) -> None:
         self.us = self.start_us
+
+    @property
+    def ms(self) -> int:
+        """By the embedded store's clock."""
+        return (self.us - self.start_us) // 1000
 
     def lock(self, name: str) -> Lock:
         """A name in the embedded store's own books."""
@@ -169,9 +189,8 @@ def running_loop(redis: RunningRedis, us: int) -> Iterator[Loop]:
 class StoreSide:
     """One name in a store, or in several that should be one.
 
-    The servers live, and vouch for their waiters. Only what is held is renewed. Renewals and
-    releases are made by the server that has the lease, as services make them: another one would
-    leave it in the dark about its own lease.
+    The servers live, and vouch for their waiters. Renewals and releases are made by the server that
+    has the lease, as services make them: another one would leave it in the dark about its own.
     """
 
     loop: Loop
@@ -196,8 +215,6 @@ class StoreSide:
 
     def renew(self, server: str, lease: str, ttl_ms: int | None) -> Renewed | Missing:
         """Of the owner's store."""
-        if lease in self.loop.lock(self.name)._queue:
-            return Missing()
         store = self.stores[self.servers.get(lease, server)]
         [answer] = self.loop.call(partial(store.renew, [Renewal(self.name, lease, ttl_ms)]))
         assert isinstance(answer, Renewed | Missing)
@@ -271,3 +288,111 @@ def apart(value: object) -> tuple[object, list[int]]:
             return [each for each, _ in pairs], [fence for _, some in pairs for fence in some]
         case _:
             return value, []
+
+
+class MemoryAndRedis(Clients):
+    """Two servers that live: together they are to their clients as one with the embedded store."""
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__()
+        self.loop = loop
+        self.name = f"n{next(NUMBERS)}"
+        self.memory = StoreSide(loop, self.name, dict.fromkeys(SERVERS, loop.memory))
+        self.redis = StoreSide(loop, self.name, loop.servers)
+        self.fences = Fences()
+        self.heard: set[tuple[object, ...]] = set()
+        """What has been told until now, and may come again."""
+        self.agreed = True
+
+    def known(self) -> dict[str, Known]:
+        return known_of(self.loop.lock(self.name), self.loop.ms)
+
+    def pass_time(self, us: int) -> None:
+        """L5: what that brings about, servers notice by themselves."""
+        self.agreed = False
+        self.loop.pass_time(math.ceil(us / GRAIN_US) * GRAIN_US)
+        self.the_events_agree()
+        self.what_can_be_seen_agrees()
+
+    def both(self, server: str, ask: Callable[[Side], T]) -> T:
+        self.agreed = False
+        for lease, known in self.known().items():
+            its_server = server_of(known.claim.owner)
+            self.memory.servers[lease] = self.redis.servers[lease] = its_server or server
+        expected = ask(self.memory)
+        answer = ask(self.redis)
+        assert self.fences.agree(expected, answer), (expected, answer)
+        self.the_events_agree()
+        self.what_can_be_seen_agrees()
+        return answer
+
+    def the_events_agree(self) -> None:
+        """Who is told what, once it has come."""
+        self.loop.flush()
+        within(lambda: self.fences.agree(*self.news()), lambda: str(self.news()))
+        self.heard.update(map(which, self.loop.told(self.name)[1]))
+        self.loop.forget_events()
+
+    def news(self) -> tuple[list[Told], list[Told]]:
+        """What should be told since the last call, and what was told for the first time."""
+        expected, told = self.loop.told(self.name)
+        first = {which(each): each for each in reversed(told) if which(each) not in self.heard}
+        # What a server found when it looked, before it heard of it: that comes, too.
+        first |= {which(each): each for each in told if which(each) in first and has_owner(each)}
+        new = in_order(first.values())
+        return (
+            [each for each in expected if not over(each, expected)],
+            [each for each in new if not over(each, new)],
+        )
+
+    def what_can_be_seen_agrees(self) -> None:
+        state = self.memory.inspect("a", holders_max=99, waiting_max=99)
+        for server in SERVERS:
+            look = partial(self.redis.inspect, server, holders_max=99, waiting_max=99)
+            within(partial(self.sees, state, look), partial(str, state))
+        self.agreed = True
+
+    def sees(self, state: LeaseState, look: Callable[[], LeaseState]) -> bool:
+        """Whether it is the same for who looks now."""
+        return self.fences.agree(state, look())
+
+    def teardown(self) -> None:
+        """Then no server looks after it any more."""
+        if not self.agreed:
+            self.loop.forget_events()
+            return
+        self.all_release()
+        for store in self.loop.servers.values():
+            assert isinstance(store, RedisStore)
+            assert store._interests.find(self.name) is None
+
+
+def which(told: Told) -> tuple[object, ...]:
+    """What it is about: a repeat is about the same."""
+    match told.what:
+        case WaiterGranted(lease, grant):
+            return told.server, WaiterGranted, lease, grant.fence
+        case HolderLost(lease, fence):
+            return told.server, HolderLost, lease, fence
+    return told.server, object()
+
+
+def has_owner(told: Told) -> bool:
+    """Whether Redis told it."""
+    return not isinstance(told.what, WaiterGranted | HolderLost) or told.what.owner is not None
+
+
+def over(granted: Told, told: list[Told]) -> bool:
+    """Whether it is a grant that is over when it is told: it need not be."""
+    return isinstance(granted.what, WaiterGranted) and any(
+        isinstance(each.what, HolderLost) and each.what.fence == granted.what.grant.fence
+        for each in told
+    )
+
+
+def within(condition: Callable[[], bool], what: Callable[[], str]) -> None:
+    """Waits until it is so."""
+    deadline = time.monotonic() + WITHIN_S
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.0005)

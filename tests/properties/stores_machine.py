@@ -222,10 +222,20 @@ class Clients(RuleBasedStateMachine):
         lease=LEASE,
         ttl_ms=TTLS,
         max_hold_ms=st.sampled_from([None, None, 150]),
+        alive_ms=ALIVE,
+        wait_ms=WAITS,
     )
-    def a_writer_waits(self, by: int, lease: str, ttl_ms: int, max_hold_ms: int | None) -> None:
+    def a_writer_waits(
+        self,
+        by: int,
+        lease: str,
+        ttl_ms: int,
+        max_hold_ms: int | None,
+        alive_ms: int,
+        wait_ms: int | None,
+    ) -> None:
         """And may not hold it for long, so that two bounds meet."""
-        claim = Claim(lease, ttl_ms, max_hold_ms=max_hold_ms, alive_ms=300)
+        claim = Claim(lease, ttl_ms, max_hold_ms=max_hold_ms, alive_ms=alive_ms, wait_ms=wait_ms)
         self.acquire(by, claim, wait=True)
 
     @rule(

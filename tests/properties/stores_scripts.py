@@ -359,7 +359,7 @@ class Scripts:
         self.next_ms = integer(next_ms)
         assert fence == self.raw.fence
         for state in (word(each).split() for each in states):
-            if len(state) > 1:
+            if len(state) == 3:
                 its_fence, left_ms, waited_ms = map(int, state)
                 self.seen.append((its_fence, left_ms, waited_ms))
         return [each == b"1" for each in states]

@@ -11,9 +11,6 @@ Redis' clock steps back, too.
 with Redis' own: what they do by themselves when time has come must be equal, too.
 """
 
-import itertools
-import math
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, TypeVar
@@ -30,21 +27,12 @@ from leasekeeper.core.lock import (
     Missing,
     Resumed,
     WaiterGranted,
-    server_of,
 )
-from leasekeeper.messages import LeaseState, Mode
+from leasekeeper.messages import Mode
 from leasekeeper.store.api import Renewal
 from leasekeeper.store.redis import scripts as scripts_of
-from leasekeeper.store.redis.store import RedisStore
 from tests.core.locks import ANN, BEN
-from tests.properties.stores_loop import (
-    SERVERS,
-    WITHIN_S,
-    Fences,
-    Loop,
-    StoreSide,
-    running_loop,
-)
+from tests.properties.stores_loop import Loop, MemoryAndRedis, running_loop
 from tests.properties.stores_machine import Clients, Known, Side, Told, in_order, known_of
 from tests.properties.stores_scripts import PARTS, WATCH_MS, Core, Scripts
 from tests.redises import RunningRedis, running_redis
@@ -53,9 +41,6 @@ pytestmark = pytest.mark.system
 
 T = TypeVar("T")
 
-GRAIN_US: Final = 10_000
-"""Alarms of stores are that coarse."""
-NUMBERS: Final = itertools.count()
 START_US: Final = 1_800_000_000_000_123
 SLACK_MS: Final = 10_000
 """For so long Redis knows whom to tell of a lease that ran out while nobody called."""
@@ -315,6 +300,38 @@ def test_nobody_has_waited_for_less_than_no_time(clients: CoreAndScripts) -> Non
     assert [*clients.known()] == [BEN]
 
 
+def test_a_new_ttl_is_kept(clients: CoreAndScripts) -> None:
+    """The next renewal extends to it again."""
+    clients.acquire(0, Claim(ANN, 300), wait=False)
+    clients.renew(0, ANN, 30_000)
+    clients.pass_time(100_000)
+    clients.renew(0, ANN, None)
+    assert clients.known()[ANN].left_ms == 30_000
+
+
+def test_what_is_left_of_a_wait_only_shrinks(clients: CoreAndScripts) -> None:
+    """However often it is resumed (L8)."""
+    clients.acquire(0, Claim(ANN, 300), wait=False)
+    clients.acquire(1, Claim(BEN, 300, alive_ms=300, wait_ms=150), wait=True)
+    for left_ms in (100, 50, 0, 0):
+        clients.pass_time(50_000)
+        clients.resume(left_ms, BEN)
+        assert clients.known()[BEN].claim.wait_ms == left_ms
+
+
+def test_a_grant_that_nobody_confirmed_does_not_end_with_its_longest_hold(
+    clients: CoreAndScripts,
+) -> None:
+    """It ends before that: the reason is another."""
+    clients.acquire(0, Claim(ANN, 100), wait=False)
+    clients.acquire(1, Claim(BEN, 300, max_hold_ms=150, alive_ms=200), wait=True)
+    clients.pass_time(100_000)
+    clients.a_server_looks_after_the_name(2)
+    assert clients.known()[BEN].left_ms == 100
+    clients.pass_time(100_000)
+    clients.a_server_looks_after_the_name(2)
+
+
 def test_who_releases_does_not_delete_the_lock_of_a_foreign_program(
     clients: CoreAndScripts,
 ) -> None:
@@ -346,114 +363,6 @@ def test_an_entry_without_its_place_is_none(
 
 
 # --- The stores -------------------------------------------------------------------------------
-
-
-class MemoryAndRedis(Clients):
-    """Two servers that live: together they are to their clients as one with the embedded store."""
-
-    def __init__(self, loop: Loop) -> None:
-        super().__init__()
-        self.loop = loop
-        self.name = f"n{next(NUMBERS)}"
-        self.memory = StoreSide(loop, self.name, dict.fromkeys(SERVERS, loop.memory))
-        self.redis = StoreSide(loop, self.name, loop.servers)
-        self.fences = Fences()
-        self.heard: set[tuple[object, ...]] = set()
-        """What has been told until now, and may come again."""
-        self.agreed = True
-
-    def known(self) -> dict[str, Known]:
-        return known_of(self.loop.lock(self.name), (self.loop.us - START_US) // 1000)
-
-    def pass_time(self, us: int) -> None:
-        """L5: what that brings about, servers notice by themselves."""
-        self.agreed = False
-        self.loop.pass_time(math.ceil(us / GRAIN_US) * GRAIN_US)
-        self.the_events_agree()
-        self.what_can_be_seen_agrees()
-
-    def both(self, server: str, ask: Callable[[Side], T]) -> T:
-        self.agreed = False
-        for lease, known in self.known().items():
-            its_server = server_of(known.claim.owner)
-            self.memory.servers[lease] = self.redis.servers[lease] = its_server or server
-        expected = ask(self.memory)
-        answer = ask(self.redis)
-        assert self.fences.agree(expected, answer), (expected, answer)
-        self.the_events_agree()
-        self.what_can_be_seen_agrees()
-        return answer
-
-    def the_events_agree(self) -> None:
-        """Who is told what, once it has come."""
-        self.loop.flush()
-        within(lambda: self.fences.agree(*self.news()), lambda: str(self.news()))
-        self.heard.update(map(which, self.loop.told(self.name)[1]))
-        self.loop.forget_events()
-
-    def news(self) -> tuple[list[Told], list[Told]]:
-        """What should be told since the last call, and what was told for the first time."""
-        expected, told = self.loop.told(self.name)
-        first = {which(each): each for each in reversed(told) if which(each) not in self.heard}
-        # What a server found when it looked, before it heard of it: that comes, too.
-        first |= {which(each): each for each in told if which(each) in first and has_owner(each)}
-        new = in_order(first.values())
-        return (
-            [each for each in expected if not over(each, expected)],
-            [each for each in new if not over(each, new)],
-        )
-
-    def what_can_be_seen_agrees(self) -> None:
-        state = self.memory.inspect("a", holders_max=99, waiting_max=99)
-        for server in SERVERS:
-            look = partial(self.redis.inspect, server, holders_max=99, waiting_max=99)
-            within(partial(self.sees, state, look), partial(str, state))
-        self.agreed = True
-
-    def sees(self, state: LeaseState, look: Callable[[], LeaseState]) -> bool:
-        """Whether it is the same for who looks now."""
-        return self.fences.agree(state, look())
-
-    def teardown(self) -> None:
-        """Then no server looks after it any more."""
-        if not self.agreed:
-            self.loop.forget_events()
-            return
-        self.all_release()
-        for store in self.loop.servers.values():
-            assert isinstance(store, RedisStore)
-            assert store._interests.find(self.name) is None
-
-
-def which(told: Told) -> tuple[object, ...]:
-    """What it is about: a repeat is about the same."""
-    match told.what:
-        case WaiterGranted(lease, grant):
-            return told.server, WaiterGranted, lease, grant.fence
-        case HolderLost(lease, fence):
-            return told.server, HolderLost, lease, fence
-    return told.server, object()
-
-
-def has_owner(told: Told) -> bool:
-    """Whether Redis told it."""
-    return not isinstance(told.what, WaiterGranted | HolderLost) or told.what.owner is not None
-
-
-def over(granted: Told, told: list[Told]) -> bool:
-    """Whether it is a grant that is over when it is told: it need not be."""
-    return isinstance(granted.what, WaiterGranted) and any(
-        isinstance(each.what, HolderLost) and each.what.fence == granted.what.grant.fence
-        for each in told
-    )
-
-
-def within(condition: Callable[[], bool], what: Callable[[], str]) -> None:
-    """Waits until it is so."""
-    deadline = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.0005)
 
 
 @pytest.fixture(scope="module")

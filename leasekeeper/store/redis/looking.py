@@ -126,12 +126,13 @@ class Looking:
             self._queue_lost.add(name)
         fence = integer(answer[1])
         for lease, state in zip(leases, answer[2:], strict=True):
-            has_any.append(state not in {b"0", _ELSEWHERE})
+            words = word(state).split()
+            has_any.append(words != [b"0"] and words[0] != _ELSEWHERE)
             interest = self.interests.find(name)
             holding = interest.holdings.get(lease) if interest else None
             waits = vouched or (interest is not None and lease in interest.waiters)
             if not _is_newer(holding, fence):
-                self._compare(name, lease, word(state).split(), holding, waits=waits)
+                self._compare(name, lease, words, holding, waits=waits)
         return has_any
 
     def _compare(
@@ -145,7 +146,7 @@ class Looking:
                 self.interests.extend(name, lease, left_ms)
             elif holding is not None and holding.fence < fence:  # granted anew, by another server
                 self._lose(name, lease, holding)
-        elif holding is not None and state == [_ELSEWHERE]:
+        elif holding is not None and state == [_ELSEWHERE, b"%d" % holding.fence]:
             self.interests.leave(name, lease)
             self.on_event(StoreEvent(name, Moved(lease, holding.claim.owner)))
         elif holding is not None:

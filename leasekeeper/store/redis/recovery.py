@@ -1,6 +1,7 @@
 """After Redis lost data: grants pause, and what this server knows of is put back."""
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 import structlog
@@ -19,7 +20,7 @@ from leasekeeper.store.redis.entries import entry_of_held
 from leasekeeper.store.redis.hold import SETTLE_MS, RestartHold, Word
 from leasekeeper.store.redis.interests import Holding, Interests
 from leasekeeper.store.redis.keys import FENCE, Layout
-from leasekeeper.store.redis.scripts import RESTORE
+from leasekeeper.store.redis.scripts import RELEASE, RESTORE
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
@@ -198,6 +199,7 @@ class Recovery:
         everything = [
             (name, holding)
             for name, interest in self.interests
+            if interest.holdings and self.left_ms(name)
             for holding in interest.holdings.values()
         ]
         while everything:
@@ -215,12 +217,23 @@ class Recovery:
         for start in range(0, len(leases), _AT_ONCE):
             batch = [each for each in leases[start : start + _AT_ONCE] if self._is_held(*each)]
             answers = await self._caller.call_many([_restoring(*each) for each in batch])
-            failed += [
-                each
-                for each, answer in zip(batch, answers, strict=True)
-                if isinstance(answer, Unavailable) or answer[0] == b"missing"
-            ]
+            for each, answer in zip(batch, answers, strict=True):
+                if isinstance(answer, Unavailable) or answer[0] == b"missing":
+                    failed.append(each)
+                else:
+                    self._unless_given_up(*each)
         return failed
+
+    def _unless_given_up(self, name: str, holding: Holding) -> None:
+        """It was put back. A release that came meanwhile may have been carried out before."""
+        interest, lease = self.interests.find(name), holding.claim.lease
+        if interest and (lease in interest.holdings or lease in interest.waiters):
+            return
+        self.in_background(self._release, name, lease)
+
+    async def _release(self, name: str, lease: str) -> None:
+        with suppress(Unavailable):  # then it runs out by itself
+            await self._caller.call(name, RELEASE, lease, self._caller.server)
 
     def _is_held(self, name: str, holding: Holding) -> bool:
         interest = self.interests.find(name)

@@ -244,8 +244,8 @@ class RedisStore:
 
     async def release(self, name: str, lease: str, *, only_of: str | None = None) -> Left:
         """Gives a lease back or leaves the queue."""
+        self._interests.leave(name, lease)  # or it might be put back, should Redis lose it now
         [left] = await self._caller.call(name, scripts.RELEASE, lease, only_of or "")
-        self._interests.leave(name, lease)
         return Left(word(left).decode())
 
     async def touch(self, waiters: Sequence[Key], alive_ms: int) -> Sequence[bool | Unavailable]:

@@ -41,7 +41,8 @@ class Visit:
 class Load:
     """Clients that take a name, work, and give it back, as fast as they can."""
 
-    ttl_ms: int
+    clients: int
+    ttl_ms: int = 1000
     visits: list[Visit] = field(factory=list)
     attempts: list[Attempt] = field(factory=list)
     """All requests for leases, with their answers."""
@@ -119,10 +120,15 @@ async def serving(redis_url: str, count: int, *options: str) -> AsyncIterator[li
                 each.process.kill()
 
 
-async def begin(
-    load: Load, urls: Sequence[str], count: int, names: Sequence[str], nursery: trio.Nursery
-) -> None:
-    """So many clients, shared out among the servers."""
-    for number in range(count):
-        peer = await dial(urls[number % len(urls)], nursery)
-        nursery.start_soon(load.work, peer, names)
+@asynccontextmanager
+async def at_work(*loads: tuple[Load, Sequence[str]], urls: Sequence[str]) -> AsyncIterator[None]:
+    """Clients of each load on its names, shared out among the servers, while the block lasts."""
+    async with trio.open_nursery() as peers:
+        async with trio.open_nursery() as workers:
+            for load, names in loads:
+                for number in range(load.clients):
+                    peer = await dial(urls[number % len(urls)], peers)
+                    workers.start_soon(load.work, peer, names)
+            yield
+            workers.cancel_scope.cancel()
+        peers.cancel_scope.cancel()

@@ -29,7 +29,7 @@ from tests.system.faults.stations import (
 
 pytestmark = pytest.mark.system
 
-TTL_MS = 1000
+TTL_MS = 2000
 SLOW_TTL_MS = 3500
 """For sentinels, which take their time: the pause has to outlast them."""
 NO_HOLD = Options(restart_hold_ms=0)

@@ -10,12 +10,11 @@ import trio
 
 from tests.redis_groups import RedisCluster, ReplicatedRedis, running_cluster
 from tests.system.faults.doomed import sentinels
-from tests.system.faults.load import Load, begin, serving
+from tests.system.faults.load import Load, at_work, serving
 from tests.system.faults.stations import eventually, now
 
 pytestmark = pytest.mark.system
 
-TTL_MS = 1000
 CLIENTS = 20
 NAMES = [f"n{number}" for number in range(6)]
 UNDISTURBED_S = 1.5
@@ -41,9 +40,11 @@ def cluster() -> Iterator[RedisCluster]:
 @pytest.mark.parametrize("how", ["killed", "paused"])
 async def test_service_goes_on_after_a_failover(group: ReplicatedRedis, how: str) -> None:
     """No restart of any server, no second holder, and fences rise from one master to the next."""
-    load = Load(TTL_MS)
-    async with serving(group.url, 2) as servers, trio.open_nursery() as nursery:
-        await begin(load, [each.url for each in servers], CLIENTS, NAMES, nursery)
+    load = Load(CLIENTS)
+    async with (
+        serving(group.url, 2) as servers,
+        at_work((load, NAMES), urls=[each.url for each in servers]),
+    ):
         await eventually(lambda: load.has_visits_since(0, NAMES))
         old = group.master()
         failed_at = now()
@@ -65,7 +66,6 @@ async def test_service_goes_on_after_a_failover(group: ReplicatedRedis, how: str
             f"{len(load.visits)} visits"
         )
         assert gap_s < OUTAGE_S
-        nursery.cancel_scope.cancel()
     load.check()
 
 
@@ -75,11 +75,11 @@ async def test_the_loss_of_a_shard_disturbs_no_other(cluster: RedisCluster) -> N
     names = [f"n{number}" for number in range(60)]
     of_doomed = [each for each in names if cluster.node_of(f"lk:{{{each}}}:lock") is doomed][:5]
     of_others = [each for each in names if cluster.node_of(f"lk:{{{each}}}:lock") is not doomed][:5]
-    hit, spared = Load(TTL_MS), Load(TTL_MS)
-    async with serving(cluster.url, 2) as servers, trio.open_nursery() as nursery:
-        urls = [each.url for each in servers]
-        await begin(hit, urls, CLIENTS // 2, of_doomed, nursery)
-        await begin(spared, urls, CLIENTS // 2, of_others, nursery)
+    hit, spared = Load(CLIENTS // 2), Load(CLIENTS // 2)
+    async with (
+        serving(cluster.url, 2) as servers,
+        at_work((hit, of_doomed), (spared, of_others), urls=[each.url for each in servers]),
+    ):
         await eventually(lambda: hit.has_visits_since(0, of_doomed))
         await eventually(lambda: spared.has_visits_since(0, of_others))
         cluster.kill_node(doomed)
@@ -96,6 +96,5 @@ async def test_the_loss_of_a_shard_disturbs_no_other(cluster: RedisCluster) -> N
         assert spared.gap_s(failed_at, of_others) < UNDISTURBED_S
         assert spared.errors_s(failed_at) == 0
         assert all(each.process.poll() is None for each in servers)
-        nursery.cancel_scope.cancel()
     hit.check()
     spared.check()

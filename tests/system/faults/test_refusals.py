@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from tests.redises import RunningRedis
-from tests.system.faults.load import Load, begin
+from tests.system.faults.load import Load, at_work
 from tests.system.faults.stations import (
     UNAVAILABLE,
     WITHIN_S,
@@ -23,7 +23,6 @@ from tests.system.faults.stations import (
 
 pytestmark = pytest.mark.system
 
-TTL_MS = 2000
 CLIENTS = 10
 NAMES = [f"n{number}" for number in range(4)]
 
@@ -49,10 +48,9 @@ NUISANCES: Final = {each.__name__: each for each in (flush_scripts, kill_clients
 @pytest.mark.parametrize("what", NUISANCES)
 async def test_load_goes_on_through_it(redis: RunningRedis, what: str) -> None:
     """L1, L2; requests under way may have an unknown outcome, and no other kind of error."""
-    load = Load(TTL_MS)
+    load = Load(CLIENTS)
     async with station(redis.url) as one, station(redis.url) as two:
-        async with trio.open_nursery() as nursery:
-            await begin(load, [one.url, two.url], CLIENTS, NAMES, nursery)
+        async with at_work((load, NAMES), urls=[one.url, two.url]):
             await eventually(lambda: load.has_visits_since(0, NAMES))
             began_at = now()
             for number in range(40):
@@ -61,7 +59,6 @@ async def test_load_goes_on_through_it(redis: RunningRedis, what: str) -> None:
             gap_s = load.gap_s(began_at, NAMES)
             ended_at = now()
             await eventually(lambda: load.has_visits_since(ended_at, NAMES))
-            nursery.cancel_scope.cancel()
         load.check()
         refused = sum(each.code == UNAVAILABLE for each in load.attempts)
         print(

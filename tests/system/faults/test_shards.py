@@ -78,7 +78,7 @@ async def test_a_silent_shard_costs_no_lease_of_another(
         await rival.call("lease.inspect", name=good)
         silent.pause()
         paused_at = now()
-        free = Rival(rival, name_on(OTHER, "free"))
+        free = Rival(await one.dial(), name_on(OTHER, "free"))
         nursery.start_soon(hammer, free, paused_at + SILENT_S)
         await trio.sleep(1.0)
         held = await take(rival, seen, ttl_ms=5000)
@@ -121,9 +121,8 @@ async def test_a_shard_that_forgets_pauses_no_other(cluster: RedisCluster, how: 
     victim = cluster.nodes[SILENT]
     bad, good = name_on(SILENT, "bad"), name_on(OTHER, "good")
     async with station(cluster.url) as one, station(cluster.url) as two:
-        client, other = await one.dial(), await two.dial()
-        old = await take(client, bad, ttl_ms=TTL_MS)
-        rival, free = Rival(await two.dial(), bad), Rival(other, good)
+        old = await take(await one.dial(), bad, ttl_ms=TTL_MS)
+        rival, free = Rival(await two.dial(), bad), Rival(await two.dial(), good)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rival.run)
             await rival.begun()

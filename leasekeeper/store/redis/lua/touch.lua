@@ -2,8 +2,8 @@
 --
 -- KEYS   as in rules.lua
 -- ARGV   6 for how long, ms   7 and on: lease ids, at most a few hundred
--- Replies  NEXT_MS FENCE (the last one), then for each lease id "1": it waits; "0": it has nothing; "2": it
---        is held, for another server; else it is held: FENCE LEFT_MS WAITED_MS
+-- Replies  NEXT_MS FENCE (the last one), then for each lease id "1": it waits; "0": it has nothing; "2 FENCE":
+--        it is held, for another server; FENCE LEFT_MS WAITED_MS: it is held
 -- Idempotent.
 
 advance()
@@ -19,7 +19,7 @@ for at = 7, #ARGV do
     end
     reply[#reply + 1] = '1'
   elseif server_of(e.owner) ~= SERVER then
-    reply[#reply + 1] = '2'
+    reply[#reply + 1] = '2 ' .. e.fence
   else
     local left_ms = e.mode == EXCLUSIVE and call('PTTL', LOCK) or call('ZSCORE', SHARED, lease) - now_ms
     reply[#reply + 1] = string.format('%s %.0f %.0f', e.fence, left_ms, waited_by(e.since_ms, e))
