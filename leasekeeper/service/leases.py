@@ -169,7 +169,6 @@ class Leases:
             # What it has was not got by this request, and its client may still believe in it.
             tenure.stays = tenure.stage is Stage.ASKED and not ours
             raise
-        tenure.stays = False
         if not isinstance(answer, Resumed):
             return answer
         claim = tenure.claim = answer.claim
@@ -395,6 +394,7 @@ class Leases:
             if isinstance(tenure.outcome, RpcError):
                 raise tenure.outcome
             answer = await ask()
+            tenure.stays = False  # what it has now was got here
         except (Unavailable, trio.Cancelled):
             self._give_back_left_over(tenure)
             raise

@@ -8,7 +8,14 @@ import trio.testing
 from trio.testing import MockClock
 
 from leasekeeper.errors import Outcome, Unavailable
-from leasekeeper.messages import LeaseGrant, LeaseRelease, LeaseReleased, LeaseResume
+from leasekeeper.messages import (
+    LeaseGrant,
+    LeaseInspect,
+    LeaseRelease,
+    LeaseReleased,
+    LeaseResume,
+    LeaseState,
+)
 from tests.service.conftest import new_lease
 from tests.service.flaky import Fault
 from tests.service.routing import Side, two_servers
@@ -61,3 +68,21 @@ async def test_l5_a_wait_whose_resume_is_not_repeated_stalls_nobody(
     await holder.ask(LeaseRelease("n", held.lease), LeaseReleased)
     await trio.testing.wait_all_tasks_blocked()
     assert next_one.grant.fence > held.fence
+
+
+async def test_l6_a_cancelled_wait_is_given_back_though_a_resume_failed_before_it(
+    pair: Pair, clock: MockClock
+) -> None:
+    """L6: what the store answered to the second request was got here, whatever the first met."""
+    a, b = pair
+    b.store.script["resume"] = [Fault(before_s=1, fails=Outcome.NONE)]
+    holder, client, lease = a.world.client(), b.world.client(), new_lease()
+    await holder.acquire("n")
+    first = await b.world.start(client, LeaseResume("n", lease))
+    second = await b.world.wait_for(client, "n", lease=lease)
+    await first.done.wait()
+    await trio.testing.wait_all_tasks_blocked()
+    second.scope.cancel()
+    await trio.sleep(1)
+    state = await holder.ask(LeaseInspect("n"), LeaseState)
+    assert (len(state.holders), state.waiting_total) == (1, 0)
