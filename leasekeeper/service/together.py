@@ -30,6 +30,7 @@ async def acquire_all(leases: Leases, session: Session, ask: LeaseAcquireAll) ->
     until = wait_until(ask.wait_ms)
     grants: list[LeaseGrant] = []
     taken: list[Tenure] = []
+    told = {name for name in ask.names if _is_told(leases.tenures.find((name, lease)))}
     try:
         for name in sorted(ask.names):
             grants.append(await _acquire_one(leases, session, ask.one(name, lease), until))
@@ -40,14 +41,20 @@ async def acquire_all(leases: Leases, session: Session, ask: LeaseAcquireAll) ->
         if any(tenure.stage is Stage.OVER for tenure in taken):
             raise Lost  # one went while the store was asked
         return answer
-    except (RpcError, trio.Cancelled):
+    except (RpcError, trio.Cancelled) as problem:
         for tenure in taken:
-            if tenure.requests == 1:  # or a repeat of this request wants it
+            # What an earlier answer told of is believed in: only who cancels gives it up.
+            is_kept = tenure.name in told and isinstance(problem, RpcError)
+            if tenure.requests == 1 and not is_kept:  # or a repeat of this request wants it
                 leases.abandon(tenure)
         raise
     finally:
         for tenure in taken:
             tenure.requests -= 1
+
+
+def _is_told(tenure: Tenure | None) -> bool:
+    return tenure is not None and tenure.told and tenure.stage is Stage.HELD
 
 
 async def _acquire_one(

@@ -9,7 +9,9 @@ from trio.testing import MockClock
 
 from leasekeeper.errors import Outcome, Unavailable
 from leasekeeper.messages import (
+    LeaseAcquireAll,
     LeaseGrant,
+    LeaseGrants,
     LeaseInspect,
     LeaseRelease,
     LeaseReleased,
@@ -86,3 +88,18 @@ async def test_l6_a_cancelled_wait_is_given_back_though_a_resume_failed_before_i
     await trio.sleep(1)
     state = await holder.ask(LeaseInspect("n"), LeaseState)
     assert (len(state.holders), state.waiting_total) == (1, 0)
+
+
+async def test_l3_a_repeat_of_many_that_fails_takes_nothing_from_who_was_answered(
+    pair: Pair, clock: MockClock
+) -> None:
+    """L3, L6: the first answer is believed in, whatever becomes of its repeat."""
+    a, _ = pair
+    client, ask = a.world.client(), LeaseAcquireAll(("m", "n"), lease=new_lease())
+    grants = (await client.ask(ask, LeaseGrants)).leases
+    a.store.script["acquire"] = [Fault(), Fault(fails=Outcome.NONE)]
+    with pytest.raises(Unavailable):
+        await client.ask(ask, LeaseGrants)
+    await trio.sleep(1)
+    for grant in grants:
+        assert await holds(a.world, grant.name, grant.fence)
