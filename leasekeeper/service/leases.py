@@ -105,8 +105,10 @@ class Leases:
 
     # --- Requests -----------------------------------------------------------------------------
 
-    async def acquire(self, session: Session, ask: LeaseAcquire) -> LeaseGrant:
-        """Asks for one name.
+    async def acquire(
+        self, session: Session, ask: LeaseAcquire, *, alone: bool = True
+    ) -> LeaseGrant:
+        """Asks for one name; if not `alone`, for one of several, and the answer waits for all.
 
         Raises:
             Busy, LimitReached, Unavailable, Draining: as the contract says.
@@ -143,7 +145,7 @@ class Leases:
             owned = evolve(claim, owner=self._own(tenure))
             return await self.store.acquire(ask.name, owned, wait=ask.wait_ms != 0)
 
-        return await self._obtain(tenure, acquire)
+        return await self._obtain(tenure, acquire, alone=alone)
 
     async def resume(self, session: Session, ask: LeaseResume) -> LeaseGrant:
         """Takes a lease, or a place in the queue, over into this session.
@@ -334,7 +336,9 @@ class Leases:
         tenure.asked_ms = trio_ms()
         return owner
 
-    async def _obtain(self, tenure: Tenure, ask: Callable[[], Awaitable[Answer]]) -> LeaseGrant:
+    async def _obtain(
+        self, tenure: Tenure, ask: Callable[[], Awaitable[Answer]], *, alone: bool = True
+    ) -> LeaseGrant:
         """Asks the store, waits if it says so, and answers with the grant or raises.
 
         What no request waits for any more, and no client was told of, is given back.
@@ -342,7 +346,7 @@ class Leases:
         tenure.requests += 1
         try:
             grant = await self._grant(tenure, ask)
-            tenure.told = True
+            tenure.told, tenure.promised = True, tenure.promised or alone
         except trio.Cancelled:
             if tenure.requests == 1:
                 tenure.told = False  # for cancel means to release it, too (law L6)

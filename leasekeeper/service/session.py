@@ -92,6 +92,8 @@ class Tenure:
     """Whether a request asks the store now."""
     next_to_ask: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
     """The requests that will ask when it has its answer, one after the other."""
+    promised: bool = False
+    """Whether an answer with its grant has gone out, and its client believes in it."""
     told: bool = False
     """Whether a request was answered with its grant."""
     stays: bool = False

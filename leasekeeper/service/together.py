@@ -30,7 +30,6 @@ async def acquire_all(leases: Leases, session: Session, ask: LeaseAcquireAll) ->
     until = wait_until(ask.wait_ms)
     grants: list[LeaseGrant] = []
     taken: list[Tenure] = []
-    told = {name for name in ask.names if _is_told(leases.tenures.find((name, lease)))}
     try:
         for name in sorted(ask.names):
             grants.append(await _acquire_one(leases, session, ask.one(name, lease), until))
@@ -40,11 +39,13 @@ async def acquire_all(leases: Leases, session: Session, ask: LeaseAcquireAll) ->
         answer = await _renew_all(leases, grants)
         if any(tenure.stage is Stage.OVER for tenure in taken):
             raise Lost  # one went while the store was asked
+        for tenure in taken:
+            tenure.promised = True
         return answer
     except (RpcError, trio.Cancelled) as problem:
         for tenure in taken:
-            # What an earlier answer told of is believed in: only who cancels gives it up.
-            is_kept = tenure.name in told and isinstance(problem, RpcError)
+            # What another answer told of is believed in: only who cancels gives it up.
+            is_kept = tenure.promised and isinstance(problem, RpcError)
             if tenure.requests == 1 and not is_kept:  # or a repeat of this request wants it
                 leases.abandon(tenure)
         raise
@@ -53,17 +54,13 @@ async def acquire_all(leases: Leases, session: Session, ask: LeaseAcquireAll) ->
             tenure.requests -= 1
 
 
-def _is_told(tenure: Tenure | None) -> bool:
-    return tenure is not None and tenure.told and tenure.stage is Stage.HELD
-
-
 async def _acquire_one(
     leases: Leases, session: Session, ask: LeaseAcquire, until: float
 ) -> LeaseGrant:
     if ask.wait_ms:  # neither "at once" nor "for ever"
         left_ms = max(0, int((until - trio.current_time()) * 1000))
         ask = evolve(ask, wait_ms=left_ms)
-    return await leases.acquire(session, ask)
+    return await leases.acquire(session, ask, alone=False)
 
 
 async def _renew_all(leases: Leases, grants: list[LeaseGrant]) -> LeaseGrants:

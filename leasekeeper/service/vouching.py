@@ -43,8 +43,10 @@ class Vouching:
             try:
                 answers = await self.store.touch([t.key for t in waiting], alive_ms)
                 for tenure, in_queue in zip(waiting, answers, strict=True):
-                    # Whoever has dropped may have been resumed elsewhere, and is left there.
+                    # Whoever has dropped may have been resumed elsewhere, and is left there. If a
+                    # request asks for it now, its answer counts.
                     left = tenure.stage is not Stage.WAITING or not tenure.session.attached
+                    left = left or tenure.asking
                     if in_queue is False and not left and not await self._queue_again(tenure):
                         pause_ms = self.limits.store_retry_ms
                 if any(isinstance(answer, Unavailable) for answer in answers):
