@@ -67,7 +67,9 @@ async def test_holders_who_renew_notice_nothing(own_redis: RunningRedis, how: st
         print(f"FIGURE {how}: {refused} of {len(answers)} renewals were unavailable")
         with trio.fail_after(BACK_S):
             for lease in held:
-                while await holders(looker, lease.name) != [lease.fence]:
+                while True:
+                    if await holders(looker, lease.name) == [lease.fence]:
+                        break
                     await trio.sleep(POLL_S)
         assert not holder.notifications
 
