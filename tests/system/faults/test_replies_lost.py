@@ -150,15 +150,17 @@ async def test_what_was_given_up_is_not_done_later(redis: RunningRedis) -> None:
 
 async def test_a_storm_of_cancels_leaves_nothing(redis: RunningRedis) -> None:
     """CAN-2, CAN-3, L4: grants, waits and releases are cut short at every point of their way."""
-    async with open_proxy(redis.port) as proxy, station(proxy.url) as one:
-        async with station(redis.url) as two, trio.open_nursery() as nursery:
+    async with (
+        open_proxy(redis.port) as proxy,
+        station(proxy.url) as one,
+        station(redis.url) as two,
+    ):
+        async with trio.open_nursery() as nursery:
             proxy.delay(5)
             for number in range(STORM):
                 nursery.start_soon(change_your_mind, one if number % 2 else two, number)
-        async with station(redis.url) as two:
-            looker = await two.dial()
-            await nobody_but(looker, set())
-            await eventually(lambda: not leftovers(redis))
+        await nobody_but(await two.dial(), set())
+        await eventually(lambda: not leftovers(redis))
 
 
 def leftovers(redis: RunningRedis) -> list[str]:
