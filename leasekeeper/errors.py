@@ -5,6 +5,7 @@
     └── RpcError                  reaches the peer as a JSON-RPC error
         ├── ParseError, InvalidRequest, MethodNotFound, InvalidParams, InternalError
         ├── Busy, Lost, Cancelled
+        ├── FillFailed, Deadlock
         ├── Unauthenticated, Forbidden
         ├── LimitReached, Overloaded
         └── Unavailable, Draining
@@ -127,6 +128,28 @@ class Cancelled(RpcError):
         super().__init__(text)
 
 
+class FillFailed(RpcError):
+    """Whoever loaded the value has failed, and nobody tries again yet."""
+
+    code = -32005
+    name = "fill_failed"
+
+    def __init__(self, error: str, retry_after_ms: int) -> None:
+        super().__init__(
+            "the value could not be loaded", {"error": error, "retry_after_ms": retry_after_ms}
+        )
+
+
+class Deadlock(RpcError):
+    """Waiting for this value would never end: its filler waits, in turn, for the caller."""
+
+    code = -32006
+    name = "deadlock"
+
+    def __init__(self, cycle: Sequence[str]) -> None:
+        super().__init__("this wait would close a cycle", {"cycle": list(cycle)})
+
+
 class Unauthenticated(RpcError):
     """No token, or a wrong one."""
 
@@ -206,6 +229,8 @@ CODES: Final[Mapping[int, type[RpcError]]] = {
         Busy,
         Lost,
         Cancelled,
+        FillFailed,
+        Deadlock,
         Unauthenticated,
         Forbidden,
         LimitReached,
@@ -214,7 +239,7 @@ CODES: Final[Mapping[int, type[RpcError]]] = {
         Draining,
     )
 }
-"""Every wire code of this version. -32005 and -32006 belong to the cache methods to come."""
+"""Every wire code of this version."""
 
 
 class CloseCode(IntEnum):

@@ -7,12 +7,23 @@ that clients get wrong. Nothing here knows how the server decodes.
 from collections.abc import Mapping
 from enum import Enum
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 import attrs
+import orjson
 from hypothesis import strategies as st
 
-from leasekeeper.messages import INTEGER_MAX, METHODS, Items, Null, Range, RequestId, Text
+from leasekeeper.messages import (
+    INTEGER_MAX,
+    METHODS,
+    Absent,
+    Items,
+    Null,
+    Range,
+    RequestId,
+    Text,
+)
+from leasekeeper.messages import Json as JsonValue
 
 Json = dict[str, Any]
 Strategy = st.SearchStrategy[Any]
@@ -23,6 +34,7 @@ _ALPHABETS: Final = {
     r"[A-Za-z0-9._:/@+\-]+": NAME_CHARACTERS,
     r"[A-Za-z0-9._:/@+\-]*": NAME_CHARACTERS,
     r"[0-9a-fA-F]+": HEX_DIGITS,
+    r"[A-Za-z0-9.\-]+": NAME_CHARACTERS[:62] + ".-",
 }
 
 characters: Final = st.characters(codec="utf-8")
@@ -83,12 +95,33 @@ def almost_params(method: str) -> Strategy:
 
 
 def rules_together(method: str, obj: Json) -> bool:
-    """The two documented rules that no single parameter can state."""
-    if method not in ("lease.acquire", "lease.acquire_all"):
-        return True
-    names = obj.get("names", [])
-    alone = obj.get("mode", "exclusive") == "exclusive"
-    return len(set(names)) == len(names) and not (alone and "limit" in obj)
+    """The documented rules that no single parameter can state."""
+    match method:
+        case "lease.acquire" | "lease.acquire_all":
+            names = obj.get("names", [])
+            alone = obj.get("mode", "exclusive") == "exclusive"
+            return len(set(names)) == len(names) and not (alone and "limit" in obj)
+        case "cache.get":
+            return ("within_key" in obj) == ("within_fill" in obj)
+        case "cache.fill":
+            return ("value" in obj) is not obj.get("not_modified", False)
+        case "cache.fail":
+            fates = (obj.get("not_found"), "private_ms" in obj, obj.get("promote"))
+            if sum(map(bool, fates)) > 1:
+                return False
+            return "ttl_ms" in obj if obj.get("not_found") else not _any(obj, "ttl_ms", "tags")
+        case "cache.invalidate":
+            return _any(obj, "keys", "tags")
+        case "cache.commit_write":
+            return (
+                "ttl_ms" in obj if "value" in obj else not _any(obj, "ttl_ms", "stale_ms", "etag")
+            )
+    return True
+
+
+def _any(obj: Json, *members: str) -> bool:
+    """Whether one of these says something: an empty list and 0 are as good as absent."""
+    return any(obj.get(member) for member in members)
 
 
 def incoming(form: Any) -> Strategy:  # noqa: ANN401 # a type form
@@ -101,6 +134,8 @@ def incoming(form: Any) -> Strategy:  # noqa: ANN401 # a type form
         return st.none() | values if Null() in constraints else values
     if get_origin(form) in (Union, UnionType):
         return incoming(_unless_none(form))
+    if form is JsonValue:
+        return json_values
     if issubclass(form, Enum):
         return st.sampled_from([member.value for member in form])
     return _PRIMITIVES[form]
@@ -110,6 +145,8 @@ def instances(form: Any) -> Strategy:  # noqa: ANN401 # a type form
     """Python values of one type of the vocabulary, among them what only the server sends."""
     if form == RequestId:
         return request_ids
+    if Absent() in get_args(form):
+        return instances(get_args(form)[0])
     if get_origin(form) is Annotated:
         values = incoming(form)
         return values.map(tuple) if get_origin(get_args(form)[0]) is tuple else values
@@ -119,6 +156,10 @@ def instances(form: Any) -> Strategy:  # noqa: ANN401 # a type form
         return st.dictionaries(*map(instances, get_args(form)), max_size=3)
     if get_origin(form) in (Union, UnionType):
         return st.none() | instances(_unless_none(form))
+    if get_origin(form) is Literal:
+        return st.sampled_from(get_args(form))
+    if form is JsonValue:
+        return json_values.map(lambda value: JsonValue(orjson.dumps(value)))
     if attrs.has(form):
         return st.builds(form, **{each.name: instances(each.type) for each in attrs.fields(form)})
     return st.sampled_from(list(form)) if issubclass(form, Enum) else _PRIMITIVES[form]
@@ -146,7 +187,7 @@ def _constrained(base: Any, constraints: list[object]) -> Strategy:  # noqa: ANN
                 return st.integers(minimum, maximum)
             case Items(minimum=minimum, maximum=maximum):
                 item = incoming(get_args(base)[0])
-                return st.lists(item, min_size=minimum, max_size=maximum, unique=True)
+                return st.lists(item, min_size=minimum, max_size=maximum)
     raise AssertionError(f"no strategy for {constraints}")
 
 

@@ -11,7 +11,9 @@ from leasekeeper.errors import (
     Cancelled,
     CloseCode,
     ConfigurationError,
+    Deadlock,
     Draining,
+    FillFailed,
     Forbidden,
     InternalError,
     InvalidParams,
@@ -61,6 +63,18 @@ from leasekeeper.errors import (
         (Lost(), -32002, "lost: this lease id holds nothing (any more)", {}),
         (Cancelled(), -32004, "cancelled: the request was cancelled", {}),
         (Cancelled("taken over"), -32004, "cancelled: taken over", {}),
+        (
+            FillFailed("no such host", 50),
+            -32005,
+            "fill_failed: the value could not be loaded",
+            {"error": "no such host", "retry_after_ms": 50},
+        ),
+        (
+            Deadlock(("a", "b", "a")),
+            -32006,
+            "deadlock: this wait would close a cycle",
+            {"cycle": ["a", "b", "a"]},
+        ),
         (
             Unauthenticated(),
             -32010,

@@ -1,7 +1,8 @@
 """The vocabulary itself: complete, frozen, and silent about lease ids."""
 
 import re
-from typing import Any, get_args
+from itertools import combinations
+from typing import Any, Final, Literal, get_args, get_origin
 
 import attrs
 import pytest
@@ -13,6 +14,9 @@ from leasekeeper.messages import (
     INTEGER_MAX,
     METHODS,
     NOTIFICATIONS,
+    Absent,
+    ClaimedWrite,
+    Json,
     LeaseAcquire,
     LeaseAcquireAll,
     LeaseId,
@@ -22,36 +26,94 @@ from leasekeeper.messages import (
     OnDrop,
     Params,
     Result,
-    SessionOpen,
     Text,
+    values,
 )
+from leasekeeper.messages.writes import ClaimIds
 from tests import strategies
 
-VOCABULARY = [*get_args(Params), *get_args(Result), *get_args(Notification)]
-LEASE = "0123456789abcdef0123456789abcdef"
+VOCABULARY: Final = [
+    cls
+    for cls in vars(messages).values()
+    if isinstance(cls, type) and attrs.has(cls) and cls.__module__ != values.__name__
+]
+LEASE: Final = "0123456789abcdef0123456789abcdef"
+SECRET: Final = frozenset({"lease", "fill", "within_fill", "write", "ids", "lost", "token"})
+"""Who knows one of these may act as somebody else (L7)."""
 
 
 def test_every_message_belongs_to_a_method_or_a_notification() -> None:
     assert [params for params, _ in METHODS.values()] == list(get_args(Params))
-    assert {result for _, result in METHODS.values()} == set(get_args(Result))
+    assert {form for _, forms in METHODS.values() for form in forms} == set(get_args(Result))
     assert set(NOTIFICATIONS) == set(get_args(Notification))
+    assert {*get_args(Params), *get_args(Result), *NOTIFICATIONS} < set(VOCABULARY)
+
+
+def test_of_several_forms_of_a_result_each_has_a_state_of_its_own() -> None:
+    for _, forms in METHODS.values():
+        assert forms
+        for one, other in combinations(forms, 2):
+            assert states(one).isdisjoint(states(other))
+
+
+def states(cls: Any) -> set[str]:  # noqa: ANN401 # a class
+    """The words that tell this form of a result from the others."""
+    form = attrs.fields(cls).state.type
+    assert get_origin(form) is Literal
+    return set(get_args(form))
+
+
+def test_what_may_be_left_out_is_none_by_default() -> None:
+    """Or the encoder could not tell that it is to be left out."""
+    defaults = [
+        each.default
+        for cls in VOCABULARY
+        for each in attrs.fields(cls)
+        if Absent() in get_args(each.type)
+    ]
+    assert defaults
+    assert set(defaults) == {None}
+
+
+def is_secret(cls: Any, member: str) -> bool:  # noqa: ANN401 # a class
+    """Of the members called `id`, the claim of a write is one, that of a request is not."""
+    return member in SECRET or (cls, member) == (ClaimedWrite, "id")
 
 
 @pytest.mark.parametrize("cls", VOCABULARY, ids=lambda cls: cls.__name__)
 @settings(max_examples=5)
 @given(data=st.data())
-def test_no_repr_shows_a_lease_id(cls: Any, data: st.DataObject) -> None:  # noqa: ANN401 # a class
+def test_no_repr_shows_a_secret(cls: Any, data: st.DataObject) -> None:  # noqa: ANN401 # a class
     """A lease id is a capability, and a repr ends up in a log (L7)."""
-    message = attrs.evolve(
-        data.draw(strategies.instances(cls)),
-        **{each.name: LEASE for each in attrs.fields(cls) if each.name == "lease"},
-        **{each.name: (LEASE,) for each in attrs.fields(cls) if each.name == "lost"},
-    )
-    assert LEASE not in repr(message)
+    message = data.draw(strategies.instances(cls))
+    secrets = [each.name for each in attrs.fields(cls) if is_secret(cls, each.name)]
+    revealing = {name: (LEASE,) if name in ("ids", "lost") else LEASE for name in secrets}
+    assert LEASE not in repr(attrs.evolve(message, **revealing))
 
 
-def test_a_token_stays_out_of_repr() -> None:
-    assert "secret" not in repr(SessionOpen(token="secret"))
+def test_every_capability_of_a_request_is_known_to_be_secret() -> None:
+    """So that one which is new cannot be forgotten above (L7)."""
+    capabilities = [
+        (cls, each.name)
+        for cls in get_args(Params)
+        for each in attrs.fields(cls)
+        if {LeaseId, ClaimIds} & {each.type, *get_args(each.type)}
+    ]
+    assert (messages.CacheGet, "within_fill") in capabilities
+    assert (messages.WritesAck, "ids") in capabilities
+    assert all(is_secret(cls, name) for cls, name in capabilities)
+
+
+def test_a_repr_hides_nothing_but_secrets() -> None:
+    """Or a log would not say what a request was about."""
+    hidden = [(cls, each.name) for cls in VOCABULARY for each in attrs.fields(cls) if not each.repr]
+    assert hidden
+    assert all(is_secret(cls, name) for cls, name in hidden)
+
+
+def test_a_cached_value_stays_out_of_repr() -> None:
+    """It may be large, and it is nobody's business but its peers'."""
+    assert "private" not in repr(messages.CacheSet("a", Json(b'"private"'), 1000))
 
 
 @pytest.mark.parametrize("cls", VOCABULARY, ids=lambda cls: cls.__name__)

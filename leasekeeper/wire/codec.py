@@ -2,6 +2,18 @@
 
 cattrs coerces by default (None becomes "None", True becomes 1), so every primitive has a hook here
 that wants the very type, and every failure becomes an error with the path of the field.
+
+A cached value (`Json`) is written anew once, when it comes in, and copied as it is when it goes
+out. So what is read is the value that was given, as orjson understands it, not its text:
+
+- white space between tokens is gone; a string is in UTF-8, escaped only where JSON demands it;
+- an integer of 64 bits (-2**63 to 2**64 - 1) is kept exactly, but -0 is 0; a larger one becomes
+  the nearest double, like 1.8446744073709552e+19;
+- a number with a fraction or an exponent is the nearest double, in its shortest form: 1e2 is 100.0;
+- of members of one name the last counts, at the place of the first; the order is kept otherwise.
+
+Not JSON at all for orjson, so that the whole frame is refused: a number beyond the largest double,
+an escaped half of a surrogate pair, more than 1024 levels.
 """
 
 import re
@@ -11,10 +23,12 @@ from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Union, get_args, get_origin
 
+import attrs
 import cattrs
 import orjson
-from attrs import field, frozen
+from attrs import AttrsInstance, define, field, frozen
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
+from cattrs.gen import make_dict_unstructure_fn, override
 
 from leasekeeper.errors import (
     InvalidParams,
@@ -27,8 +41,18 @@ from leasekeeper.errors import (
 from leasekeeper.messages import (
     METHODS,
     NOTIFICATIONS,
+    Absent,
+    CacheCommitWrite,
+    CacheFail,
+    CacheFill,
+    CacheGet,
+    CacheInvalidate,
     Items,
+    Json,
+    LeaseAcquire,
+    LeaseAcquireAll,
     Liveness,
+    Mark,
     Mode,
     Notification,
     Null,
@@ -41,6 +65,8 @@ from leasekeeper.messages import (
 )
 
 BATCH_REQUESTS_MAX: Final = 1000
+VALUE_LEVELS_MAX: Final = 254
+"""How deep the lists and objects of a cached value may be nested: what orjson can write."""
 
 
 @frozen
@@ -79,8 +105,9 @@ def decode_frame(text: str | bytes) -> Frame:
 
 
 def encode_result(request: RequestId, result: Result) -> bytes:
-    """The answer to a request that succeeded."""
-    return orjson.dumps({"jsonrpc": "2.0", "id": request, "result": _unstructure(result)})
+    """The answer to a request that succeeded. A result that many get is encoded once."""
+    text = _last.text_of(result)
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (orjson.dumps(request), text)
 
 
 def encode_error(request: RequestId, error: RpcError) -> bytes:
@@ -100,6 +127,24 @@ def join(messages: list[bytes]) -> bytes:
     return b"[" + b",".join(messages) + b"]"
 
 
+@define
+class _Last:
+    """The result that was encoded last: thousands may have waited for one cached value."""
+
+    _result: object = None
+    _text: bytes = b""
+
+    def text_of(self, result: Result) -> bytes:
+        """Its JSON. Results are frozen, so the same one has the same text."""
+        if result is not self._result:
+            self._text = orjson.dumps(_unstructure(result))
+            self._result = result
+        return self._text
+
+
+_last: Final = _Last()
+
+
 def decode_params(method: str, params: object) -> Params:
     """The parameters of one method.
 
@@ -116,7 +161,9 @@ def decode_params(method: str, params: object) -> Params:
         decoded: Params = _QUICK.structure(params, cls)
     except Exception:  # the quick converter's errors carry no path: ask the thorough one
         raise _explain(params, cls) from None
-    _check_together(decoded)
+    check = _TOGETHER.get(cls)
+    if check is not None:
+        check(decoded)
     return decoded
 
 
@@ -138,19 +185,79 @@ def _decode_request(message: object) -> Request:
     return Request(params, request_id, answered)
 
 
-def _check_together(params: Params) -> None:
-    """What no single field can say."""
-    mode, limit = getattr(params, "mode", None), getattr(params, "limit", None)
-    if mode == "exclusive" and limit is not None:
+# --- What no single field can say -------------------------------------------------------------
+
+
+def _acquire(params: LeaseAcquire | LeaseAcquireAll) -> None:
+    if params.limit is not None and params.mode is Mode.EXCLUSIVE:
         raise InvalidParams("$.limit", "only a shared lease has a limit")
-    names = getattr(params, "names", ())
-    if len(set(names)) != len(names):
+
+
+def _acquire_all(params: LeaseAcquireAll) -> None:
+    _acquire(params)
+    if len(set(params.names)) != len(params.names):
         raise InvalidParams("$.names", "the same name twice")
 
+
+def _get(params: CacheGet) -> None:
+    if params.within_key is None and params.within_fill is not None:
+        raise InvalidParams("$.within_key", "is missing: it goes with within_fill")
+    if params.within_key is not None and params.within_fill is None:
+        raise InvalidParams("$.within_fill", "is missing: it goes with within_key")
+
+
+def _fill(params: CacheFill) -> None:
+    if params.value is None and not params.not_modified:
+        raise InvalidParams("$.value", "is missing: only not_modified goes without a value")
+    if params.value is not None and params.not_modified:
+        raise InvalidParams("$.value", "does not go with not_modified")
+
+
+def _fail(params: CacheFail) -> None:
+    if params.private_ms is not None and params.not_found:
+        raise InvalidParams("$.private_ms", "does not go with not_found")
+    if params.promote and (params.not_found or params.private_ms is not None):
+        raise InvalidParams("$.promote", "does not go with not_found or private_ms")
+    if params.not_found and params.ttl_ms is None:
+        raise InvalidParams("$.ttl_ms", "is missing: it goes with not_found")
+    if params.ttl_ms is not None and not params.not_found:
+        raise InvalidParams("$.ttl_ms", "only not_found has a TTL")
+    if params.tags and not params.not_found:
+        raise InvalidParams("$.tags", "only not_found has tags")
+
+
+def _invalidate(params: CacheInvalidate) -> None:
+    if not params.keys and not params.tags:
+        raise InvalidParams("$.keys", "is missing: expected at least one key or tag")
+
+
+def _commit_write(params: CacheCommitWrite) -> None:
+    if params.value is not None:
+        if params.ttl_ms is None:
+            raise InvalidParams("$.ttl_ms", "is missing: it goes with a value")
+    elif params.ttl_ms is not None:
+        raise InvalidParams("$.value", "is missing: it goes with ttl_ms")
+    elif params.stale_ms:
+        raise InvalidParams("$.stale_ms", "only a value may be stale")
+    elif params.etag is not None:
+        raise InvalidParams("$.etag", "only a value has an etag")
+
+
+_TOGETHER: Final[Mapping[type, Callable[[Any], None]]] = {
+    LeaseAcquire: _acquire,
+    LeaseAcquireAll: _acquire_all,
+    CacheGet: _get,
+    CacheFill: _fill,
+    CacheFail: _fail,
+    CacheInvalidate: _invalidate,
+    CacheCommitWrite: _commit_write,
+}
+"""A member that has its default cannot be told from one that is absent, and does no harm."""
 
 # --- The strict converters --------------------------------------------------------------------
 
 Hook = Callable[[Any, Any], Any]
+Encoder = Callable[[Any], dict[str, Any]]
 
 _JSON_NAMES: Final[Mapping[type, str]] = {
     str: "a string",
@@ -183,6 +290,17 @@ def _structure_id(value: object, _: object) -> object:
     if type(value) not in (str, int, float, type(None)):
         raise ValueError("expected a string, a number or null")
     return value
+
+
+def _structure_json(value: object, _: object) -> Json:
+    try:
+        return Json(orjson.dumps(value))
+    except orjson.JSONEncodeError:  # its depth is all that orjson may read and not write
+        raise ValueError(f"nested deeper than {VALUE_LEVELS_MAX} levels") from None
+
+
+def _unstructure_json(value: Json) -> orjson.Fragment:
+    return orjson.Fragment(value.text)
 
 
 def _list_hook(converter: cattrs.Converter, cls: Any) -> Hook:  # noqa: ANN401 # a type form
@@ -275,7 +393,7 @@ def _make_converter(*, detailed: bool) -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=detailed)
     for primitive in _JSON_NAMES:
         converter.register_structure_hook(primitive, _exactly(primitive))
-    for enum in (Mode, Liveness, OnDrop):  # by class, or the hook of `str` would take them
+    for enum in (Mode, Liveness, OnDrop, Mark):  # by class, or the hook of `str` would take them
         converter.register_structure_hook(enum, _enum_hook(enum))
     converter.register_structure_hook_factory(_has_origin(tuple), partial(_list_hook, converter))
     converter.register_structure_hook_factory(
@@ -285,7 +403,28 @@ def _make_converter(*, detailed: bool) -> cattrs.Converter:
         _has_origin(Annotated), partial(_annotated_hook, converter)
     )
     converter.register_structure_hook_func(lambda cls: cls == RequestId, _structure_id)
+    converter.register_structure_hook(Json, _structure_json)
+    converter.register_unstructure_hook(Json, _unstructure_json)
+    converter.register_unstructure_hook_factory(_may_lack, partial(_lacking_hook, converter))
     return converter
+
+
+def _may_lack(cls: Any) -> bool:  # noqa: ANN401 # a type form
+    return attrs.has(cls) and any(map(_is_absent_if_none, attrs.fields(cls)))
+
+
+def _is_absent_if_none(member: "attrs.Attribute[object]") -> bool:
+    return Absent() in get_args(member.type)
+
+
+def _lacking_hook(converter: cattrs.Converter, cls: type[AttrsInstance]) -> Encoder:
+    """Leaves out the `Absent` members of a result that are None, which is their default."""
+    lacking: dict[str, Any] = {
+        each.name: override(omit_if_default=True)
+        for each in attrs.fields(cls)
+        if _is_absent_if_none(each)
+    }
+    return make_dict_unstructure_fn(cls, converter, **lacking)
 
 
 def _has_origin(*origins: object) -> Callable[[Any], bool]:

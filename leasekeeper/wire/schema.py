@@ -11,11 +11,14 @@ import argparse
 import ast
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
+from pkgutil import iter_modules
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Union, assert_never, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, assert_never, get_args, get_origin
 
 import attrs
 import orjson
@@ -25,7 +28,9 @@ from leasekeeper import messages
 from leasekeeper.errors import (
     CODES,
     Busy,
+    Deadlock,
     Draining,
+    FillFailed,
     InvalidParams,
     LimitReached,
     Lost,
@@ -40,6 +45,7 @@ from leasekeeper.messages import (
     METHODS,
     NOTIFICATIONS,
     ORIGINAL_WAIT,
+    Absent,
     HolderView,
     Items,
     Null,
@@ -47,6 +53,7 @@ from leasekeeper.messages import (
     RequestId,
     Text,
 )
+from leasekeeper.messages import Json as JsonValue
 
 Json = dict[str, Any]
 
@@ -57,13 +64,28 @@ DESCRIPTION: Final = """\
 JSON-RPC 2.0 over WebSocket text frames. Parameters go by name; names not listed are refused.
 A parameter may be absent where it is not required, and null only where its schema says so.
 An integer is written without fraction or exponent: 30000.0 is refused.
-`limit` goes with mode "shared" only, and the `names` of one request are all different.
-Results, notifications and error data may gain members within this version; ignore unknown ones."""
+Results, notifications and error data may gain members within this version; ignore unknown ones.
+
+What no single parameter can say:
+
+- `lease.acquire`, `lease.acquire_all`: `limit` goes with mode "shared" only; `names` all differ.
+- `cache.get`: `within_key` and `within_fill` go together.
+- `cache.fill`: either `value` or `not_modified`.
+- `cache.fail`: at most one of `not_found`, `private_ms` and `promote`. `not_found` needs `ttl_ms`;
+  `ttl_ms` and `tags` go with it only.
+- `cache.invalidate`: at least one key or tag.
+- `cache.commit_write`: `value` and `ttl_ms` go together; `stale_ms` and `etag` go with them only.
+
+A cached value is any JSON, at most 254 lists and objects deep. It comes back as the same value, not
+as the same text. Integers beyond 64 bits, and numbers with a fraction or an exponent, are doubles;
+of members of one name the last counts."""
 
 _ERROR_DATA: Final[Mapping[type[RpcError], Mapping[str, Any]]] = {
     MethodNotFound: {"method": str},
     InvalidParams: {"path": str},
     Busy: {"holders": tuple[HolderView, ...], "waiting": int, "retry_after_ms": int},
+    FillFailed: {"error": str, "retry_after_ms": int},
+    Deadlock: {"cycle": tuple[str, ...]},
     LimitReached: {"limit": str, "max": int},
     Overloaded: {"retry_after_ms": int},
     Unavailable: {"outcome": Outcome, "retry_after_ms": int},
@@ -73,8 +95,15 @@ _ERROR_DATA: Final[Mapping[type[RpcError], Mapping[str, Any]]] = {
 
 _NOT_OF_A_METHOD: Final = (ParseError, MethodNotFound)
 _ONLY_OF: Final[Mapping[type[RpcError], frozenset[str]]] = {
-    Busy: frozenset({"lease.acquire", "lease.acquire_all", "lease.resume"}),
+    Busy: frozenset(
+        {
+            *("lease.acquire", "lease.acquire_all", "lease.resume"),
+            *("cache.get", "cache.set", "cache.begin_write", "writes.put"),
+        }
+    ),
     Lost: frozenset({"lease.renew", "lease.resume"}),
+    FillFailed: frozenset({"cache.get"}),
+    Deadlock: frozenset({"cache.get"}),
 }
 
 
@@ -137,18 +166,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # --- The parts of the document ----------------------------------------------------------------
 
 
-def _method(name: str, params: type, result: type, outgoing: "_Outgoing") -> Json:
+def _method(name: str, params: type, results: Sequence[type], outgoing: "_Outgoing") -> Json:
     return {
         "name": name,
         "summary": _doc(params),
         "paramStructure": "by-name",
         "params": _descriptors(params, _incoming),
-        "result": {
-            "name": result.__name__,
-            "description": _doc(result),
-            "schema": outgoing.form(result),
-        },
+        "result": _result(results, outgoing),
         "errors": [{"$ref": f"#/components/errors/{error.name}"} for error in _errors_of(name)],
+    }
+
+
+def _result(forms: Sequence[type], outgoing: "_Outgoing") -> Json:
+    several = len(forms) > 1
+    schemas = [outgoing.form(form) for form in forms]
+    return {
+        "name": " or ".join(form.__name__ for form in forms),
+        "description": "One of these; `state` says which." if several else _doc(forms[0]),
+        "schema": {"oneOf": schemas} if several else schemas[0],
     }
 
 
@@ -182,7 +217,8 @@ def _descriptors(
         required = all_present or each.default is attrs.NOTHING
         schema = form(each.type)
         if not required and each.default not in (None, ORIGINAL_WAIT):
-            schema = schema | {"default": each.default}
+            is_list = isinstance(each.default, tuple)
+            schema = schema | {"default": [*each.default] if is_list else each.default}
         descriptor = {"name": each.name, "required": required, "schema": schema}
         descriptors.append(descriptor | _description(cls, each.name))
     return descriptors
@@ -219,7 +255,10 @@ def _incoming(form: Any) -> Json:  # noqa: ANN401 # a type form
 
 @define
 class _Outgoing:
-    """What the server sends: every field is there, and null where its type includes None."""
+    """What the server sends.
+
+    Every field is there, and null where its type includes None; unless it is `Absent` then.
+    """
 
     schemas: dict[str, Json] = field(factory=dict)
     """The classes met so far, for `#/components/schemas`."""
@@ -227,7 +266,7 @@ class _Outgoing:
     def form(self, form: Any) -> Json:  # noqa: ANN401 # a type form
         if get_origin(form) in (Union, UnionType):
             return _constrain(self.form(_unless_none(form)), Null())
-        if not attrs.has(form):
+        if form is JsonValue or not attrs.has(form):
             return _plain(form, self.form)
         if form.__name__ not in self.schemas:
             schema = self.members({each.name: each.type for each in attrs.fields(form)})
@@ -237,8 +276,15 @@ class _Outgoing:
         return {"$ref": f"#/components/schemas/{form.__name__}"}
 
     def members(self, forms: Mapping[str, Any]) -> Json:
-        properties = {name: self.form(form) for name, form in forms.items()}
-        return {"type": "object", "properties": properties, "required": list(forms)}
+        properties = {}
+        required = []
+        for name, form in forms.items():
+            if Absent() in get_args(form):
+                properties[name] = self.form(_unless_none(get_args(form)[0]))
+            else:
+                properties[name] = self.form(form)
+                required.append(name)
+        return {"type": "object", "properties": properties, "required": required}
 
 
 def _plain(form: Any, inner: Callable[[Any], Json]) -> Json:  # noqa: ANN401 # a type form
@@ -247,6 +293,10 @@ def _plain(form: Any, inner: Callable[[Any], Json]) -> Json:  # noqa: ANN401 # a
             return {"type": "array", "items": inner(item)}
         case origin, (_, value) if origin is Mapping:
             return {"type": "object", "additionalProperties": inner(value)}
+        case origin, members if origin is Literal:
+            return {"type": "string", "enum": [member.value for member in members]}
+    if form is JsonValue:
+        return {}
     if issubclass(form, Enum):
         return {"type": "string", "enum": [member.value for member in form]}
     return {"type": _PRIMITIVES[form]}
@@ -277,16 +327,21 @@ def _constrain(schema: Json, constraint: Text | Range | Items | Null) -> Json:
 def _read_field_docs() -> dict[tuple[str, str], str]:
     """The string below a field is its documentation; only the source has it."""
     docs: dict[tuple[str, str], str] = {}
-    for cls in ast.parse(inspect.getsource(messages)).body:
-        if isinstance(cls, ast.ClassDef):
-            for above, below in zip(cls.body, cls.body[1:], strict=False):
-                match above, below:
-                    case (
-                        ast.AnnAssign(target=ast.Name(id=name)),
-                        ast.Expr(value=ast.Constant(value=str() as text)),
-                    ):
-                        docs[cls.name, name] = inspect.cleandoc(text)
+    for module in iter_modules(messages.__path__, f"{messages.__name__}."):
+        for cls in ast.parse(inspect.getsource(import_module(module.name))).body:
+            if isinstance(cls, ast.ClassDef):
+                docs |= {(cls.name, name): doc for name, doc in _docs_below(cls.body)}
     return docs
+
+
+def _docs_below(body: Sequence[ast.stmt]) -> Iterator[tuple[str, str]]:
+    for above, below in pairwise(body):
+        match above, below:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str() as text)),
+            ):
+                yield name, inspect.cleandoc(text)
 
 
 _FIELD_DOCS: Final = _read_field_docs()

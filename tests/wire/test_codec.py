@@ -51,23 +51,9 @@ from leasekeeper.wire.codec import (
     join,
 )
 from tests import strategies
+from tests.wire.asking import LEASE, as_sent, decode_one, error_of
 
-LEASE = "0123456789abcdefABCDEF0123456789"
 REQUEST = {"jsonrpc": "2.0", "id": 1, "method": "lease.inspect", "params": {"name": "a"}}
-
-
-def decode_one(message: object) -> Request:
-    """The only request of a frame that is no batch."""
-    frame = decode_frame(orjson.dumps(message))
-    assert not frame.batch
-    (request,) = frame.requests
-    return request
-
-
-def error_of(request: Request) -> RpcError:
-    """Why a request cannot be carried out."""
-    assert isinstance(request.params, RpcError)
-    return request.params
 
 
 # --- Frames -----------------------------------------------------------------------------------
@@ -425,10 +411,24 @@ def test_decoding_is_the_inverse_of_encoding(
     assert isinstance(request.params, METHODS[method][0])
     assert (request.id, request.answered) == (request_id, True)
     assert type(request.id) is type(request_id)
-    decoded = attrs.asdict(request.params)
-    assert orjson.loads(orjson.dumps({key: decoded[key] for key in params})) == params
+    decoded = attrs.asdict(request.params, recurse=False)
+    assert {key: as_sent(decoded[key]) for key in params} == params
     defaults = {each.name: each.default for each in attrs.fields(METHODS[method][0])}
     assert all(decoded[key] == defaults[key] for key in decoded.keys() - params.keys())
+
+
+@given(st.sampled_from(sorted(METHODS)), st.data())
+def test_a_result_is_sent_member_by_member(method: str, data: st.DataObject) -> None:
+    result = data.draw(st.sampled_from(METHODS[method][1]).flatmap(strategies.instances))
+    assert orjson.loads(encode_result(1, result))["result"] == as_sent(result)
+
+
+@given(st.sampled_from(sorted(METHODS)), st.data())
+def test_no_parameters_make_the_decoder_raise(method: str, data: st.DataObject) -> None:
+    """What one connection sends harms nothing (L13)."""
+    params = data.draw(strategies.almost_params(method))
+    frame = decode_frame(orjson.dumps({"jsonrpc": "2.0", "method": method, "params": params}))
+    assert isinstance(frame.requests[0].params, (METHODS[method][0], InvalidParams))
 
 
 @given(strategies.request_ids, strategies.instances(LeaseGrant))

@@ -112,9 +112,13 @@ def paths(problem: ValidationError) -> set[object]:
 @given(st.data())
 def test_results_are_what_the_schema_says(data: st.DataObject) -> None:
     method = data.draw(ALL_METHODS)
-    result: Result = data.draw(strategies.instances(METHODS[method][1]))
+    form = data.draw(st.sampled_from(METHODS[method][1]))
+    result: Result = data.draw(strategies.instances(form))
     (described,) = [each["result"] for each in DOCUMENT["methods"] if each["name"] == method]
-    validator(described["schema"]).validate(orjson.loads(encode_result(1, result))["result"])
+    sent = orjson.loads(encode_result(1, result))["result"]
+    validator(described["schema"]).validate(sent)
+    named = DOCUMENT["components"]["schemas"][form.__name__]
+    validator(named | {"additionalProperties": False}).validate(sent)
 
 
 @given(st.data())
@@ -140,6 +144,8 @@ HOLDER = HolderView(7, Mode.SHARED, "nightly", 1, 2, None)
         errors.Busy(holders=[HOLDER], waiting=3, retry_after_ms=50),
         errors.Lost(),
         errors.Cancelled(),
+        errors.FillFailed("no such host", 50),
+        errors.Deadlock(["a", "b"]),
         errors.Unauthenticated(),
         errors.Forbidden("no"),
         errors.LimitReached("batch_requests", 1000),
@@ -220,10 +226,70 @@ def test_absence_is_not_shown_as_a_default() -> None:
                 validator(descriptor["schema"]).validate(descriptor["schema"]["default"])
 
 
-def test_only_what_can_be_lost_answers_lost() -> None:
-    lost = {"$ref": "#/components/errors/lost"}
-    methods = [each["name"] for each in DOCUMENT["methods"] if lost in each["errors"]]
-    assert methods == ["lease.renew", "lease.resume"]
+def test_a_result_of_several_forms_is_one_of_them() -> None:
+    """And `state` says which, so that a code generator has something to go by."""
+    (get,) = [each for each in DOCUMENT["methods"] if each["name"] == "cache.get"]
+    forms = ["CacheHit", "CacheToFill", "CacheNegative"]
+    assert get["result"]["schema"] == {
+        "oneOf": [{"$ref": f"#/components/schemas/{form}"} for form in forms]
+    }
+    schemas = [DOCUMENT["components"]["schemas"][form] for form in forms]
+    assert [each["properties"]["state"]["enum"] for each in schemas] == [
+        ["hit", "stale"],
+        ["fill"],
+        ["negative"],
+    ]
+    assert all("state" in each["required"] for each in schemas)
+
+
+def test_what_may_be_left_out_is_not_required_and_not_null() -> None:
+    hit = DOCUMENT["components"]["schemas"]["CacheHit"]
+    assert hit["required"] == ["state", "value", "age_ms", "ttl_ms"]
+    assert hit["properties"]["refresh"] == {"$ref": "#/components/schemas/Refresh"}
+    refresh = DOCUMENT["components"]["schemas"]["Refresh"]
+    assert refresh["required"] == ["fill", "fence", "fill_ms"]
+    assert refresh["properties"]["etag"] == {"type": "string"}
+
+
+def test_a_cached_value_may_be_anything() -> None:
+    """Null too, where it may be absent."""
+    assert DOCUMENT["components"]["schemas"]["CacheHit"]["properties"]["value"] == {}
+    for method, required in (("cache.set", True), ("cache.fill", False)):
+        described = schema.params_schema(method)
+        assert described["properties"]["value"] == {}
+        assert ("value" in described["required"]) is required
+
+
+def test_fields_of_every_module_are_documented() -> None:
+    for method, param in (
+        ("lease.resume", "wait_ms"),
+        ("cache.fill", "etag"),
+        ("writes.put", "ttl_ms"),
+    ):
+        (described,) = [each for each in DOCUMENT["methods"] if each["name"] == method]
+        (descriptor,) = [each for each in described["params"] if each["name"] == param]
+        assert descriptor["description"]
+
+
+@pytest.mark.parametrize(
+    ("error", "methods"),
+    [
+        ("lost", ["lease.renew", "lease.resume"]),
+        ("fill_failed", ["cache.get"]),
+        ("deadlock", ["cache.get"]),
+        (
+            "busy",
+            [
+                *("lease.acquire", "lease.acquire_all", "lease.resume"),
+                *("cache.get", "cache.set", "cache.begin_write", "writes.put"),
+            ],
+        ),
+        ("unavailable", list(METHODS)),
+    ],
+)
+def test_an_error_belongs_to_the_methods_that_answer_it(error: str, methods: list[str]) -> None:
+    described = {"$ref": f"#/components/errors/{error}"}
+    assert [each["name"] for each in DOCUMENT["methods"] if described in each["errors"]] == methods
 
 
 # --- The command ------------------------------------------------------------------------------

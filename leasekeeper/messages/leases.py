@@ -1,124 +1,30 @@
-"""The wire vocabulary: frozen attrs classes, nothing else.
+"""The wire vocabulary of leases."""
 
-Durations are integers of milliseconds and end in `_ms`; fences are integers below 2**53. What a
-value may be stands in its type, as `Text` or `Range`, where the decoder enforces it and the
-generated schema shows it. Lease ids are capabilities (law L7) and stay out of every `repr`.
-"""
-
-from collections.abc import Mapping
-from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated
 
 import attrs
 from attrs import field, frozen
 
-
-@frozen
-class Text:
-    """A string of `minimum` to `maximum` characters that matches `pattern` as a whole."""
-
-    minimum: int
-    maximum: int
-    pattern: str | None = None
-
-
-@frozen
-class Range:
-    """An integer from `minimum` to `maximum`, both allowed."""
-
-    minimum: int
-    maximum: int
-
-
-@frozen
-class Null:
-    """Null is a value here. Elsewhere a field may be absent, but never null."""
-
-
-@frozen
-class Items:
-    """A list of `minimum` to `maximum` items."""
-
-    minimum: int
-    maximum: int
-
-
-TTL_MIN_MS: Final = 100
-TTL_MAX_MS: Final = 3_600_000
-TTL_DEFAULT_MS: Final = 30_000
-NAMES_MAX: Final = 16
-INTEGER_MAX: Final = 2**53 - 1
-"""The largest integer that JSON, JavaScript and Lua all hold exactly."""
-ORIGINAL_WAIT: Final = -1
-"""Stands for an absent `wait_ms` in `lease.resume`. No peer can send it."""
-
-Name = Annotated[str, Text(1, 255, r"[A-Za-z0-9._:/@+\-]+")]
-LeaseId = Annotated[str, Text(32, 32, r"[0-9a-fA-F]+")]
-Label = Annotated[str, Text(0, 255)]
-Token = Annotated[str, Text(1, 4096)]
-TtlMs = Annotated[int, Range(TTL_MIN_MS, TTL_MAX_MS)]
-WaitMs = Annotated[int | None, Range(0, INTEGER_MAX), Null()]
-HoldMs = Annotated[int, Range(TTL_MIN_MS, INTEGER_MAX)]
-HolderLimit = Annotated[int, Range(1, 10_000)]
-RequestId = str | int | float | None
-
-Key = tuple[str, str]
-"""(name, lease id): what everything about a lease is filed under."""
-
-
-class Mode(StrEnum):
-    """How a name is held."""
-
-    EXCLUSIVE = "exclusive"
-    SHARED = "shared"
-
-
-class Liveness(StrEnum):
-    """What counts as a sign of life of a session."""
-
-    PONG = "pong"
-    HEARTBEAT = "heartbeat"
-
-
-class OnDrop(StrEnum):
-    """What a dropped connection does to a lease."""
-
-    KEEP = "keep"
-    RELEASE = "release"
-
-
-class LostReason(StrEnum):
-    """Why a lease was lost."""
-
-    EXPIRED = "expired"
-    BROKEN = "broken"
-    MAX_HOLD = "max_hold"
-    STORE_LOST = "store_lost"
-
+from leasekeeper.messages.values import (
+    NAMES_MAX,
+    ORIGINAL_WAIT,
+    TTL_DEFAULT_MS,
+    HolderLimit,
+    HoldMs,
+    Items,
+    Label,
+    LeaseId,
+    LostReason,
+    Mode,
+    Name,
+    OnDrop,
+    Range,
+    Text,
+    TtlMs,
+    WaitMs,
+)
 
 # --- Requests ---------------------------------------------------------------------------------
-
-
-@frozen
-class SessionOpen:
-    """Says who the client is, and how it shows that it is alive."""
-
-    client: Label | None = None
-    token: Token | None = field(default=None, repr=False)
-    liveness: Liveness = Liveness.PONG
-    batch: bool = False
-
-
-@frozen
-class SessionHeartbeat:
-    """A sign of life that renews every lease of the session."""
-
-
-@frozen
-class RpcCancel:
-    """Cancels an outstanding request of the same connection."""
-
-    id: RequestId
 
 
 @frozen
@@ -225,52 +131,7 @@ class LeaseUnwatch:
     name: Name
 
 
-Params = (
-    SessionOpen
-    | SessionHeartbeat
-    | RpcCancel
-    | LeaseAcquire
-    | LeaseAcquireAll
-    | LeaseRenew
-    | LeaseRelease
-    | LeaseResume
-    | LeaseInspect
-    | LeaseList
-    | LeaseBreak
-    | LeaseWatch
-    | LeaseUnwatch
-)
-
-
 # --- Results ----------------------------------------------------------------------------------
-
-
-@frozen
-class SessionOpened:
-    """The session, and what the server allows."""
-
-    session: str
-    server: str
-    version: str
-    protocol: int
-    heartbeat_ms: int
-    """A client of liveness "heartbeat" shows life at least this often, and within TTL / 3."""
-    limits: Mapping[str, int]
-
-
-@frozen
-class HeartbeatSeen:
-    """What a heartbeat renewed, and what was found to be gone."""
-
-    lost: tuple[str, ...] = field(repr=False)
-    renewed: int
-
-
-@frozen
-class CancelAnswer:
-    """Whether there was something to cancel."""
-
-    cancelled: bool
 
 
 @frozen
@@ -370,26 +231,6 @@ class LeaseBroken:
     broken: int
 
 
-@frozen
-class Done:
-    """Nothing to report."""
-
-
-Result = (
-    SessionOpened
-    | HeartbeatSeen
-    | CancelAnswer
-    | LeaseGrant
-    | LeaseGrants
-    | LeaseRenewed
-    | LeaseReleased
-    | LeaseState
-    | LeasePage
-    | LeaseBroken
-    | Done
-)
-
-
 # --- Notifications ----------------------------------------------------------------------------
 
 
@@ -422,36 +263,3 @@ class LeaseChanged:
     holders: tuple[HolderView, ...]
     waiting: tuple[WaiterView, ...]
     waiting_total: int
-
-
-@frozen
-class ServerDraining:
-    """This server is going away; connect to another after this time."""
-
-    reconnect_after_ms: int
-
-
-Notification = LeaseLost | LeaseContended | LeaseChanged | ServerDraining
-
-METHODS: Final[Mapping[str, tuple[type[Params], type[Result]]]] = {
-    "session.open": (SessionOpen, SessionOpened),
-    "session.heartbeat": (SessionHeartbeat, HeartbeatSeen),
-    "rpc.cancel": (RpcCancel, CancelAnswer),
-    "lease.acquire": (LeaseAcquire, LeaseGrant),
-    "lease.acquire_all": (LeaseAcquireAll, LeaseGrants),
-    "lease.renew": (LeaseRenew, LeaseRenewed),
-    "lease.release": (LeaseRelease, LeaseReleased),
-    "lease.resume": (LeaseResume, LeaseGrant),
-    "lease.inspect": (LeaseInspect, LeaseState),
-    "lease.list": (LeaseList, LeasePage),
-    "lease.break": (LeaseBreak, LeaseBroken),
-    "lease.watch": (LeaseWatch, LeaseState),
-    "lease.unwatch": (LeaseUnwatch, Done),
-}
-
-NOTIFICATIONS: Final[Mapping[type[Notification], str]] = {
-    LeaseLost: "lease.lost",
-    LeaseContended: "lease.contended",
-    LeaseChanged: "lease.changed",
-    ServerDraining: "server.draining",
-}
