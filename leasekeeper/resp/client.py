@@ -43,12 +43,14 @@ class Client:
     `on_connected` is called for each new connection to a master, before it is used, and
     `on_flushed` by each connection that hears of a FLUSHALL or FLUSHDB, before any of its later
     replies: both are called several times for one cause, and have to be quick. What they raise
-    ends `run`.
+    ends `run`. `observe` is told the name of each script or command, and how many seconds it took,
+    answered or not; of scripts that are sent together, once of each.
     """
 
     settings: Settings
     on_connected: Callable[[Identity], None]
     on_flushed: Callable[[Address], None]
+    observe: Callable[[str, float], None] = lambda *_: None
     _courier: Courier | None = field(default=None, init=False)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -77,6 +79,12 @@ class Client:
             self._courier.nodes.suspect()
 
     @property
+    def is_up(self) -> bool:
+        """Whether any master is connected to. One that has just hung up may not have shown yet."""
+        fleet = self._courier.fleet if self._courier is not None else ()
+        return any(pool.is_up for pool in fleet)
+
+    @property
     def masters(self) -> tuple[Address, ...]:
         """The nodes that take commands now, as far as is known."""
         return self._courier.nodes.masters if self._courier is not None else ()
@@ -93,7 +101,7 @@ class Client:
             Unanswered: see the module.
             ResponseError: the script failed.
         """
-        return (await self._take(_errand(script, keys, args)))[0]
+        return (await self._take(script.name, _errand(script, keys, args)))[0]
 
     async def eval_and_wait(
         self,
@@ -114,7 +122,8 @@ class Client:
             ResponseError: the script failed.
         """
         wait = pack(("WAIT", replicas, timeout_ms))
-        reply, *waited = await self._take(_errand(script, keys, args, wait, timeout_ms))
+        errand = _errand(script, keys, args, wait, timeout_ms)
+        reply, *waited = await self._take(script.name, errand)
         # A Redis that refuses to wait has run the script all the same.
         return reply, waited[0] if waited and isinstance(waited[0], int) else 0
 
@@ -124,8 +133,11 @@ class Client:
         What another call would raise is an answer here: one bad key does not spoil the rest.
         """
         errands = [_errand(call.script, call.keys, call.args) for call in calls]
+        began_s = trio.current_time()
         if self._courier is not None:
             await self._courier.deliver_all(errands)
+        for name in {call.script.name for call in calls}:
+            self.observe(name, trio.current_time() - began_s)
         return [_reply_or_problem(errand) for errand in errands]
 
     async def command(
@@ -137,7 +149,7 @@ class Client:
             Unanswered: see the module.
             ResponseError: Redis refused it.
         """
-        return (await self._take(Errand(pack(args), key, address)))[0]
+        return (await self._take(str(args[0]).lower(), Errand(pack(args), key, address)))[0]
 
     async def subscribe(
         self,
@@ -168,9 +180,11 @@ class Client:
             on_subscribed,
         ).run(task_status=task_status)
 
-    async def _take(self, errand: Errand) -> list[Reply]:
+    async def _take(self, operation: str, errand: Errand) -> list[Reply]:
+        began_s = trio.current_time()
         if self._courier is not None:
             await self._courier.deliver(errand)
+        self.observe(operation, trio.current_time() - began_s)
         result = _result(errand)
         if isinstance(result, Unanswered | ResponseError):
             raise result

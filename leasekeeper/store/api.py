@@ -54,6 +54,8 @@ from leasekeeper.core.lock import (
 )
 from leasekeeper.errors import Unavailable
 from leasekeeper.messages import Key, LeasePage, LeaseState
+from leasekeeper.store.caches import CacheStore, KeyNews
+from leasekeeper.store.writes import QueueNews, WriteStore
 
 
 @frozen
@@ -71,6 +73,9 @@ class StoreEvent:
     what: WaiterGranted | HolderLost | Contended | Moved | Changed
 
 
+Event = StoreEvent | KeyNews | QueueNews
+
+
 @frozen
 class Renewal:
     """One lease to renew; with `ttl_ms`, to a new TTL."""
@@ -85,16 +90,40 @@ class Renewal:
         return self.name, self.lease
 
 
+@frozen
+class Health:
+    """How a store is, as far as is known without asking it."""
+
+    kind: str
+    reachable: bool = True
+    paused_ms: int = 0
+    """When to ask again, while something may not be granted; 0: grants are not paused."""
+    reason: str | None = None
+    """Why they are. It names neither leases nor who has them."""
+
+
 class Store(Protocol):
     """See the module's docstring for what all of these have in common."""
+
+    @property
+    def cache(self) -> CacheStore:
+        """The part of it that caches."""
+
+    @property
+    def writes(self) -> WriteStore:
+        """The part of it that queues writes."""
 
     @property
     def outlives_process(self) -> bool:
         """Whether leases are still there after this process has ended."""
 
+    @property
+    def health(self) -> Health:
+        """Whether it can be reached and grants leases. Costs nothing, and may be asked any time."""
+
     async def run(
         self,
-        on_event: Callable[[StoreEvent], None],
+        on_event: Callable[[Event], None],
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:

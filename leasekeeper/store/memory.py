@@ -32,7 +32,9 @@ from leasekeeper.core.lock import (
 from leasekeeper.errors import InvalidParams
 from leasekeeper.messages import Key, LeasePage, LeaseState, ListedLease
 from leasekeeper.store.alarms import Alarms, trio_ms
-from leasekeeper.store.api import Changed, Renewal, StoreEvent
+from leasekeeper.store.api import Changed, Event, Health, Renewal, StoreEvent
+from leasekeeper.store.memory_cache import MemoryCache
+from leasekeeper.store.memory_writes import MemoryWrites
 
 _WATCH_VIEW_MAX: Final = 100
 
@@ -52,32 +54,45 @@ class MemoryStore:
 
     waiting_max: int = 10_000
     wall: Callable[[], int] = wall_us
+    allow_volatile_writes: bool = False
     _locks: dict[str, Lock] = field(factory=dict, init=False)
     _names: SortedList[str] = field(factory=SortedList, init=False)
     """The keys of _locks, in order."""
     _alarms: Alarms[str] = field(init=False)
     _watched: set[str] = field(factory=set, init=False)
     _last_us: int = field(default=0, init=False)
-    _on_event: Callable[[StoreEvent], None] = field(default=lambda _: None, init=False)
+    cache: MemoryCache = field(init=False)
+    writes: MemoryWrites = field(init=False)
+    _on_event: Callable[[Event], None] = field(default=lambda _: None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._alarms = Alarms(self._advance)
+        self.cache = MemoryCache(self.wall)
+        self.writes = MemoryWrites(self.cache, self.allow_volatile_writes)
 
     @property
     def outlives_process(self) -> bool:
         """False: a restart loses every lease."""
         return False
 
+    @property
+    def health(self) -> Health:
+        """It is always there, and never pauses grants."""
+        return Health("memory")
+
     async def run(
         self,
-        on_event: Callable[[StoreEvent], None],
+        on_event: Callable[[Event], None],
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Lets time pass for every name whose deadline has come, until cancelled."""
         self._on_event = on_event
-        task_status.started()
-        await self._alarms.run()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._alarms.run)
+            nursery.start_soon(self.cache.run, on_event)
+            nursery.start_soon(self.writes.run, on_event)
+            task_status.started()
 
     async def acquire(
         self, name: str, claim: Claim, *, wait: bool, take_over: bool = True

@@ -21,6 +21,8 @@ from leasekeeper.errors import Outcome, Unavailable
 from leasekeeper.messages import HolderView, LostReason, Mode, OnDrop, WaiterView
 from leasekeeper.resp.replies import Reply
 from leasekeeper.store.api import StoreEvent
+from leasekeeper.store.caches import KeyNews
+from leasekeeper.store.writes import QueueNews
 
 _LETTERS: Final = {Mode.EXCLUSIVE: "x", Mode.SHARED: "s"}
 _MODES: Final = {letter: mode for mode, letter in _LETTERS.items()}
@@ -152,8 +154,10 @@ class NameDue:
     in_ms: int
 
 
-def parse_event(text: bytes) -> StoreEvent | Provisional | NameChanged | NameDue:
-    """An event as `rules.lua` writes it.
+def parse_event(
+    text: bytes,
+) -> StoreEvent | KeyNews | QueueNews | Provisional | NameChanged | NameDue:
+    """An event as `rules.lua`, or `cache_rules.lua`, writes it.
 
     Raises:
         ValueError: it is none.
@@ -175,6 +179,10 @@ def parse_event(text: bytes) -> StoreEvent | Provisional | NameChanged | NameDue
             return StoreEvent(name, Contended(int(waiting)))
         case "changed":
             return NameChanged(name)
+        case "cache":
+            return KeyNews(name)
+        case "queue":
+            return QueueNews(name)
         case "due":
             [in_ms] = rest
             return NameDue(name, int(in_ms))
@@ -206,3 +214,9 @@ def listed(reply: Reply) -> list[Reply]:
     """A list of a reply."""
     assert isinstance(reply, list), reply
     return reply
+
+
+def grant_of(rest: Sequence[Reply]) -> Granted:
+    """What a script says of a grant: its fence, TTL and wait."""
+    fence, ttl_ms, waited_ms = (integer(each) for each in rest[:3])
+    return Granted(fence, ttl_ms, waited_ms)

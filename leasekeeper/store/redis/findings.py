@@ -131,6 +131,11 @@ def persistence(info: Mapping[str, str], save: str | None, fsync: str | None) ->
     return Finding(Level.WARN, "persistence", found, advice)
 
 
+def has_aof(info: Mapping[str, str]) -> bool:
+    """Whether what was written is there again after a restart of Redis."""
+    return info.get("aof_enabled") == "1"
+
+
 def replicas(info: Mapping[str, str], wanted: int) -> Finding:
     """Whether enough replicas are connected for what every grant waits for."""
     online = sum(

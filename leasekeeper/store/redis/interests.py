@@ -4,12 +4,13 @@ The service has its own books. These say which names to look after when an event
 to look, and what to put back if Redis loses it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from attrs import define, field
 
 from leasekeeper.core.lock import Claim
+from leasekeeper.messages import Key
 from leasekeeper.store.alarms import Alarms, trio_ms
 
 LOOK_MS: Final = 1500
@@ -92,6 +93,18 @@ class Interests:
     def find(self, name: str) -> Interest | None:
         """The interest in a name, if there is one."""
         return self._names.get(name)
+
+    def fence_of(self, name: str, lease: str) -> int:
+        """That of a lease which was granted through this server; 0: it holds nothing."""
+        interest = self._names.get(name)
+        holding = interest and interest.holdings.get(lease)
+        return holding.fence if holding else 0
+
+    def shortest_ttl_ms(self, keys: Iterable[Key]) -> int:
+        """Of those of these leases that were granted through this server; 0: of none."""
+        interests = ((self._names.get(name), lease) for name, lease in keys)
+        holdings = (each.holdings.get(lease) for each, lease in interests if each)
+        return min((each.claim.ttl_ms for each in holdings if each), default=0)
 
     def expect(self, name: str, claim: Claim) -> bool:
         """It is being asked for, and may be granted before the answer comes. Whether it is new."""

@@ -8,9 +8,9 @@ while leases are renewed and released as ever.
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from secrets import token_hex
-from typing import Final
+from typing import Final, TypeAlias
 
 import structlog
 import trio
@@ -26,6 +26,7 @@ from leasekeeper.resp.handshake import Identity
 from leasekeeper.resp.scripts import Argument, Script
 from leasekeeper.resp.settings import Address
 from leasekeeper.store.redis import findings, scripts
+from leasekeeper.store.redis.cache_calling import ANY_RUN
 from leasekeeper.store.redis.entries import claim_args
 from leasekeeper.store.redis.findings import Finding, Level
 from leasekeeper.store.redis.keys import Layout
@@ -36,6 +37,7 @@ _SETTLE_S: Final = 1.0
 """Connections come several at a time; after the last of them is soon enough."""
 _REPAIR_MS: Final = 2000
 """How often it is looked whether what paused grants is right again."""
+_UNKNOWN_MS: Final = 500
 _SUBSCRIBE_S: Final = 5.0
 _NAMES_MAX: Final = 2000
 """So many names are tried to find one in a slot of every master."""
@@ -62,6 +64,19 @@ _REHEARSAL: Final[Sequence[tuple[str, Script, Sequence[Argument], Reply]]] = (
 
 Two servers, so that events are published; both modes and a queue, so that all commands are used.
 """
+_Scene: TypeAlias = tuple[Script, Sequence[str], Sequence[Argument]]
+_CONTENT: Final = ("value", "x", _TTL_MS, 0, "", "tag")
+_CACHE_REHEARSAL: Final[Sequence[tuple[Script, Sequence[Argument], Reply]]] = (
+    (scripts.CACHE_DISTRUST, (0,), b"distrusted"),
+    (scripts.CACHE_LOOK, ("fill", _TTL_MS, "a.1", "0", "0", 1), None),
+    (scripts.CACHE_MARK_TAGS, ("soft", "", 0, "tag"), b"marked"),
+    (scripts.CACHE_BEGIN_WRITE, ("write", _TTL_MS, "tag"), b"begun"),
+    (scripts.CACHE_CLOSE_WRITE, ("write", 0, *_CONTENT), b"closed"),
+    (scripts.CACHE_FILL, ("fill", 0, *_CONTENT), b"voided"),
+    (scripts.CACHE_SET, _CONTENT, b"set"),
+    (scripts.CACHE_INVALIDATE, ("hard",), b"invalidated"),
+)
+"""The same for the cache, by one server."""
 
 _ADVICE: Final[Mapping[str, str]] = {
     "OOM": "raise maxmemory, or find out what fills it",
@@ -71,6 +86,11 @@ _ADVICE: Final[Mapping[str, str]] = {
     "CLUSTERDOWN": "repair the cluster: CLUSTER INFO, CLUSTER NODES",
     "READONLY": "wait for the failover to end, or name the master",
 }
+
+_VOLATILE: Final = (
+    "this Redis has no AOF, so its restart would lose the write: CONFIG SET appendonly yes, or "
+    "serve with --allow-volatile-writes"
+)
 
 _BY_ACL: Final = "The user executing the script can't"
 _LINE_OF_SCRIPT: Final = re.compile(r"@?user_script: ?(\d+)")
@@ -90,6 +110,8 @@ class Examiner:
     """By how much the clock of each was ahead of our monotonic one."""
     _secretive: set[Address] = field(factory=set, init=False)
     """Those that do not let this user read their configuration: they are not asked again."""
+    keeps: dict[Address, bool] = field(factory=dict, init=False)
+    """Whether each of them has an AOF, as far as is known."""
 
     @_rehearsals.default
     def _beside_the_names(self) -> Layout:
@@ -137,6 +159,9 @@ class Examiner:
             asked_at = trio.current_time()
             info = await self._info(address)
             took_ms = (trio.current_time() - asked_at) * 1000
+            if info.get("loading") == "1":  # meanwhile it says that it has no AOF
+                raise Unanswered(Outcome.NONE, f"{address} loads its data")
+            self.keeps[address] = findings.has_aof(info)
             return [
                 Finding(Level.OK, "connection", f"answers in {took_ms:.1f} ms"),
                 findings.version(info),
@@ -221,11 +246,10 @@ class Examiner:
         # Those that Redis knows need no EVAL, but one that was restarted knows none.
         if isinstance(await self._ask(address, "EVAL", "return 1", 0), ResponseError):
             return [self._forbidden("scripts", "may not EVAL")]
-        keys = self._rehearsals.keys(name)
-        for server, script, args, expected in _REHEARSAL:
-            common = (name, server, self._rehearsals.channels, 1, 1)
+        keys = self._rehearsals.keys(name) + self._rehearsals.rehearsed_keys(name)
+        for (script, its_keys, args), expected in self._rehearsal(name):
             try:
-                reply = await self.client.eval(script, keys, (*common, *args))
+                reply = await self.client.eval(script, its_keys, args)
             except (Unanswered, ResponseError) as problem:
                 if isinstance(problem, Unanswered) and problem.outcome is Outcome.UNKNOWN:
                     raise
@@ -236,7 +260,18 @@ class Examiner:
                 found = f"{script.name} answered {first!r} instead of {expected!r}"
                 advice = "use Redis or Valkey, if this is not a flush that came in between"
                 return [Finding(Level.REFUSE, "scripts", found, advice, passing=True)]
+        await self._ask(address, "DEL", *keys)
         return [Finding(Level.OK, "scripts", "run, and leave nothing behind")]
+
+    def _rehearsal(self, name: str) -> Iterator[tuple[_Scene, Reply]]:
+        """What is run, and how the answer begins."""
+        layout = self._rehearsals
+        for server, script, args, expected in _REHEARSAL:
+            common = (name, server, layout.channels, 1, 1)
+            yield (script, layout.keys(name), (*common, *args)), expected
+        for script, args, expected in _CACHE_REHEARSAL:
+            common_to_caches = ("a", layout.channels, ANY_RUN, 1, 1)
+            yield (script, layout.rehearsed_keys(name), (*common_to_caches, *args)), expected
 
     def _failed(
         self, address: Address, script: Script, problem: Unanswered | ResponseError
@@ -309,6 +344,7 @@ class Preflight:
     every_ms: int
     reason: str | None = field(default=None, init=False)
     _client: Client = field(init=False, repr=False)
+    _examiner: Examiner | None = field(default=None, init=False, repr=False)
     _soon: trio.Event = field(factory=trio.Event, init=False, repr=False)
     _refused: dict[str, list[Finding]] = field(factory=dict, init=False)
     """By node."""
@@ -332,13 +368,27 @@ class Preflight:
         """What is said to those who ask for leases while there is a reason."""
         return Unavailable(Outcome.NONE, _REPAIR_MS, f"grants are paused: {self.reason}")
 
+    def write_refusal(self) -> str | None:
+        """Why no write is to be queued, and what to do about it; None: Redis would not lose it.
+
+        Raises:
+            Unavailable: that is not known yet; a master is new.
+        """
+        keeps = self._examiner.keeps if self._examiner is not None else {}
+        masters = [keeps.get(each) for each in self._client.masters]
+        if False in masters:
+            return _VOLATILE
+        if None in masters or not masters:
+            raise Unavailable(Outcome.NONE, _UNKNOWN_MS, "it is not known yet what Redis keeps")
+        return None
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Examines until cancelled; started() after the first time.
 
         Raises:
             ConfigurationError: that found what cannot work.
         """
-        examiner = Examiner(self._client, self.layout, self.replicas)
+        examiner = self._examiner = Examiner(self._client, self.layout, self.replicas)
         found = await self._examine(examiner)
         if refused := [each for some in self._refused.values() for each in some]:
             first, more = refused[0], len(refused) - 1

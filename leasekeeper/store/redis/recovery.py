@@ -24,6 +24,9 @@ from leasekeeper.store.redis.scripts import RELEASE, RESTORE
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
+PAUSED_BY_LOSS: Final = (
+    "grants are paused, for Redis may have lost leases that are still believed in"
+)
 _AT_ONCE: Final = 200
 _RETRY_S: Final = 0.2
 _YOUNG_S: Final = 1
@@ -89,8 +92,7 @@ class Recovery:
 
     def paused(self, name: str) -> Unavailable:
         """What is said to those who ask for a lease meanwhile."""
-        text = "grants are paused, for Redis may have lost leases that are still believed in"
-        return Unavailable(Outcome.NONE, max(1, self.left_ms(name)), text)
+        return Unavailable(Outcome.NONE, max(1, self.left_ms(name)), PAUSED_BY_LOSS)
 
     # --- To other servers ---------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
 from leasekeeper.core.lock import (
     Busy,
@@ -37,26 +37,33 @@ from leasekeeper.resp.handshake import Identity
 from leasekeeper.resp.replies import Reply
 from leasekeeper.resp.scripts import Argument, Script
 from leasekeeper.resp.settings import Settings
-from leasekeeper.store.api import Renewal, StoreEvent
+from leasekeeper.store.api import Event, Health, Renewal, StoreEvent
 from leasekeeper.store.redis import scripts
+from leasekeeper.store.redis.caches import RedisCaches, caches_in
 from leasekeeper.store.redis.calling import Caller, NameCall
 from leasekeeper.store.redis.entries import (
     NameChanged,
     NameDue,
     Provisional,
     claim_args,
+    grant_of,
     integer,
     parse_entry,
     parse_event,
     wait_arg,
     word,
 )
+from leasekeeper.store.redis.health import health_of
 from leasekeeper.store.redis.interests import Interests
 from leasekeeper.store.redis.keys import Layout
 from leasekeeper.store.redis.looking import Looking, in_calls
+from leasekeeper.store.redis.options import Options
 from leasekeeper.store.redis.preflight import Preflight
 from leasekeeper.store.redis.recovery import Recovery
 from leasekeeper.store.redis.views import WATCH_MS, Views
+from leasekeeper.store.redis.writes import RedisWrites
+
+__all__ = ["Options", "RedisStore"]
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
@@ -66,24 +73,6 @@ _MOMENT_MAX_S: Final = 3.0
 _BREAK_AT_ONCE: Final = 1000
 
 
-@frozen
-class Options:
-    """What an operator may set. Times are in milliseconds."""
-
-    prefix: str = "lk"
-    fence_memory_ms: int = 3_600_000
-    """How long a name's last fence is kept after its last use."""
-    replicas: int = 0
-    """A grant is told only when so many replicas have it."""
-    replicas_ms: int = 1000
-    """How long they may take."""
-    restart_hold_ms: int = 3_600_000
-    """The longest pause of grants after Redis lost data; 0: none."""
-    waiting_max: int = 10_000
-    preflight_ms: int = 30_000
-    """How often it is looked whether Redis is still as it has to be."""
-
-
 @define(eq=False)
 class RedisStore:
     """A `Store` for one server. Its calls are made while `run` runs."""
@@ -91,7 +80,11 @@ class RedisStore:
     settings: Settings
     server: str
     options: Options = field(factory=Options)
+    observe: Callable[[str, float], None] = field(default=lambda *_: None, repr=False)
+    """Told the name of each script or command, and how many seconds Redis took over it."""
     layout: Layout = field(init=False)
+    cache: RedisCaches = field(init=False, repr=False)
+    writes: RedisWrites = field(init=False, repr=False)
     _client: Client = field(init=False, repr=False)
     _caller: Caller = field(init=False, repr=False)
     _interests: Interests = field(init=False, repr=False)
@@ -99,7 +92,7 @@ class RedisStore:
     _views: Views = field(init=False, repr=False)
     _recovery: Recovery = field(init=False, repr=False)
     _preflight: Preflight = field(init=False, repr=False)
-    _on_event: Callable[[StoreEvent], None] = field(default=lambda _: None, init=False)
+    _on_event: Callable[[Event], None] = field(default=lambda _: None, init=False)
     _nursery: trio.Nursery | None = field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -109,7 +102,9 @@ class RedisStore:
             self.options.restart_hold_ms, self.layout, self._interests, self._in_background
         )
         self._preflight = Preflight(self.layout, self.options.replicas, self.options.preflight_ms)
-        self._client = Client(self.settings, self._on_connected, self._recovery.on_flushed)
+        self._client = Client(
+            self.settings, self._on_connected, self._recovery.on_flushed, self.observe
+        )
         self._caller = Caller(
             self._client,
             self.layout,
@@ -119,6 +114,16 @@ class RedisStore:
             self._on_text,
             self._on_unheard,
         )
+        self.cache = caches_in(
+            self._client,
+            self.layout,
+            self.server,
+            self.options.fence_memory_ms,
+            self._on_text,
+            lambda: self._recovery.hold.clustered,
+        )
+        refusal = None if self.options.allow_volatile_writes else self._preflight.write_refusal
+        self.writes = RedisWrites(self.cache.caller, self.cache.partitions, refusal)
         self._views = Views(self._client, self._caller, self.layout, self._interests)
         self._looking = Looking(
             self._caller,
@@ -138,9 +143,14 @@ class RedisStore:
         """True: another server, or the next, knows the leases."""
         return True
 
+    @property
+    def health(self) -> Health:
+        """As its connections, the restart hold and the preflight have it."""
+        return health_of(self._client, self._preflight, self._recovery)
+
     async def run(
         self,
-        on_event: Callable[[StoreEvent], None],
+        on_event: Callable[[Event], None],
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -178,10 +188,10 @@ class RedisStore:
         # Its grant may come before the answer.
         is_new = wait and self._interests.expect(name, claim)
         may_grant = not self._recovery.left_ms(name)
-        fence_before = self._fence_of(name, claim.lease)
+        fence_before = self._interests.fence_of(name, claim.lease)
         kind, *rest = await self._ask(name, claim.lease, scripts.ACQUIRE, *args)
         if kind in {b"granted", b"held"}:
-            grant = _granted(rest)
+            grant = grant_of(rest)
             if may_grant and self._recovery.left_ms(name) and grant.fence != fence_before:
                 # By a call that was under way when data was lost.
                 await self._caller.call(name, scripts.RELEASE, claim.lease, "")
@@ -214,7 +224,7 @@ class RedisStore:
         claim = parse_entry(lease, word(rest[-1])).claim
         if kind == b"queued":
             return Resumed(claim, self._queued(name, claim, rest))
-        grant = _granted(rest)
+        grant = grant_of(rest)
         self._hold(name, claim, grant)
         return Resumed(claim, grant)
 
@@ -334,19 +344,8 @@ class RedisStore:
 
     def _moment_s(self, renewals: Sequence[Renewal]) -> float:
         """How long the answers of one node wait for those of a slower one."""
-        ttls_ms = [
-            holding.claim.ttl_ms
-            for each in renewals
-            if (interest := self._interests.find(each.name))
-            and (holding := interest.holdings.get(each.lease))
-        ]
-        return min(_MOMENT_MAX_S, max(_MOMENT_MIN_S, min(ttls_ms, default=0) / 10 / 1000))
-
-    def _fence_of(self, name: str, lease: str) -> int:
-        """That of a lease which was granted through this server; 0: it holds nothing."""
-        interest = self._interests.find(name)
-        holding = interest and interest.holdings.get(lease)
-        return holding.fence if holding else 0
+        shortest_ms = self._interests.shortest_ttl_ms(each.key for each in renewals)
+        return min(_MOMENT_MAX_S, max(_MOMENT_MIN_S, shortest_ms / 10 / 1000))
 
     def _hold(self, name: str, claim: Claim, grant: Granted) -> None:
         self._interests.hold(name, claim, grant.fence, grant.ttl_ms)
@@ -372,6 +371,7 @@ class RedisStore:
 
     def _on_connected(self, identity: Identity) -> None:
         self._recovery.hold.connected(identity)
+        self.cache.connected(identity)
         self._preflight.connected(identity)
 
     def _on_subscribed(self) -> None:
@@ -474,7 +474,7 @@ class RedisStore:
             elif answer[0] == b"queued":
                 self._queued(name, claim, answer[1:])
             elif answer[0] in {b"granted", b"held"}:
-                self._on_granted(name, WaiterGranted(claim.lease, _granted(answer[1:])))
+                self._on_granted(name, WaiterGranted(claim.lease, grant_of(answer[1:])))
             elif answer[0] == b"elsewhere":
                 self._interests.leave(name, claim.lease)
 
@@ -490,8 +490,3 @@ class RedisStore:
             await trio.sleep(WATCH_MS / 3 / 1000)
             for name in self._interests.watched:
                 self._looking.changed(name)
-
-
-def _granted(rest: Sequence[Reply]) -> Granted:
-    fence, ttl_ms, waited_ms = (integer(each) for each in rest[:3])
-    return Granted(fence, ttl_ms, waited_ms)
