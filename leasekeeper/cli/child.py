@@ -76,8 +76,10 @@ def kill_ahead_s(span_s: float) -> float:
     return min(_KILL_AHEAD_S, span_s / 20)
 
 
-def start(command: Sequence[str], environment: dict[str, str]) -> Child:
+def start(command: Sequence[str], environment: dict[str, str], stdout: int | None = None) -> Child:
     """Starts the command in a process group of its own, in the terminal's foreground.
+
+    Its standard output is `stdout` (as `subprocess` has it), or this program's own.
 
     Raises:
         CannotRun: there is no such command, or it may not be run.
@@ -88,6 +90,7 @@ def start(command: Sequence[str], environment: dict[str, str]) -> Child:
         process = subprocess.Popen(
             list(command),
             env=os.environ | environment,
+            stdout=stdout,
             process_group=0,
             preexec_fn=partial(_die_with, parent, prctl) if prctl else None,
         )

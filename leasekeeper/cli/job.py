@@ -5,7 +5,6 @@ import logging
 import re
 import sys
 from collections.abc import Awaitable, Callable
-from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
@@ -13,10 +12,12 @@ import structlog
 import trio
 from attrs import field, frozen
 
+from leasekeeper.admin.app import Admin
 from leasekeeper.errors import ConfigurationError
 from leasekeeper.server.app import Server
-from leasekeeper.server.config import ServerConfig
+from leasekeeper.server.config import ServerConfig, TcpAddress
 from leasekeeper.service.keeper import Keeper
+from leasekeeper.service.metrics import Metrics
 from leasekeeper.store.api import Store
 from leasekeeper.store.memory import MemoryStore
 
@@ -33,7 +34,7 @@ _PREFIX: Final = re.compile(r"[A-Za-z0-9._:-]{1,50}")
 
 @frozen
 class StoreOptions:
-    """Which store. All but `url` are for a shared one. Times are in milliseconds."""
+    """Which store. All but `url` and the last are for a shared one. Times are in milliseconds."""
 
     url: str = field(default=MEMORY, repr=False)
     """It may contain a password."""
@@ -42,6 +43,7 @@ class StoreOptions:
     replicas: int = 0
     replicas_ms: int = 1_000
     restart_hold_ms: int = 3_600_000
+    allow_volatile_writes: bool = False
 
     @property
     def is_shared(self) -> bool:
@@ -61,10 +63,10 @@ class StoreOptions:
         if self.is_shared:
             self._settings()
 
-    def open(self, server: str, waiting_max: int) -> Store:
+    def open(self, server: str, waiting_max: int, metrics: Metrics) -> Store:
         """The store, not yet running, for the server of this name."""
         if not self.is_shared:
-            return MemoryStore(waiting_max)
+            return MemoryStore(waiting_max, allow_volatile_writes=self.allow_volatile_writes)
         # Only here: with the embedded store, a server starts without the code for Redis.
         from leasekeeper.store.redis.store import Options, RedisStore
 
@@ -75,8 +77,9 @@ class StoreOptions:
             replicas_ms=self.replicas_ms,
             restart_hold_ms=self.restart_hold_ms,
             waiting_max=waiting_max,
+            allow_volatile_writes=self.allow_volatile_writes,
         )
-        return RedisStore(settings=self._settings(), server=server, options=options)
+        return RedisStore(self._settings(), server, options, metrics.observe_redis)
 
     def _settings(self) -> "Settings":
         from leasekeeper.resp.settings import parse_url
@@ -94,6 +97,8 @@ class Job:
     config: ServerConfig
     store: StoreOptions
     log_level: str
+    admin: TcpAddress | None = None
+    """Where it shows its metrics and its health; None: nowhere."""
 
     def check(self) -> None:
         """Finds what can be found wrong without beginning.
@@ -112,14 +117,27 @@ class Job:
         """
         _collect_seldom()
         server = token_hex(4)
-        store = self.store.open(server, self.config.limits.waiters_per_name)
-        run(partial(_serve, serve, server), self.config, store)
+        metrics = Metrics()
+        store = self.store.open(server, self.config.limits.waiters_per_name, metrics)
+
+        async def main(config: ServerConfig, store: Store) -> None:
+            keeper = Keeper(store, config.limits, server, metrics)
+            await _serve(serve, Server(config, keeper), self.admin)
+
+        run(main, self.config, store)
 
 
 async def _serve(
-    serve: Callable[[Server], Awaitable[None]], name: str, config: ServerConfig, store: Store
+    serve: Callable[[Server], Awaitable[None]], server: Server, admin: TcpAddress | None
 ) -> None:
-    await serve(Server(config, Keeper(store, config.limits, name)))
+    """The admin server is there first and ends last: it says why the other is not there yet."""
+    if admin is None:
+        await serve(server)
+        return
+    async with trio.open_nursery() as nursery:
+        await nursery.start(Admin(server).run, admin)
+        await serve(server)
+        nursery.cancel_scope.cancel()
 
 
 def _collect_seldom() -> None:

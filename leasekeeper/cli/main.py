@@ -13,6 +13,7 @@ from leasekeeper.version import VERSION
 _COMMANDS: Final = {
     "serve": "leasekeeper.cli.serve:serve",
     "lock": "leasekeeper.cli.lock:lock",
+    "cache": "leasekeeper.cli.cache:cache",
     "ls": "leasekeeper.cli.look:ls",
     "show": "leasekeeper.cli.look:show",
     "break": "leasekeeper.cli.look:break_",
@@ -60,20 +61,15 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
         raise _CannotWork(f"cannot read the configuration {path}: {error}") from error
     assert isinstance(ctx.command, click.Group)
     shared = {key: value for key, value in tables.items() if not isinstance(value, dict)}
-    options = {name: _options(ctx.command.get_command(ctx, name)) for name in _COMMANDS}
+    commands = {name: ctx.command.get_command(ctx, name) for name in _COMMANDS}
     for name in tables.keys() - shared.keys() - _COMMANDS.keys():
         raise _CannotWork(f"{path}: there is no command for the table [{name}]")
     for key in shared:
-        if not any(_flag_name(key) in each for each in options.values()):
+        if not any(_flag_name(key) in _options(each) for each in commands.values()):
             raise _CannotWork(f"{path}: no command has a setting {key!r}")
     ctx.default_map = {
-        name: _defaults(
-            f"{path}: [{name}]",
-            known,
-            {key: value for key, value in shared.items() if _flag_name(key) in known}
-            | tables.get(name, {}),
-        )
-        for name, known in options.items()
+        name: _defaults(f"{path}: [{name}]", command, tables.get(name, {}), shared)
+        for name, command in commands.items()
     }
 
 
@@ -89,11 +85,24 @@ def _options(command: click.Command | None) -> dict[str, click.Option]:
 
 
 def _defaults(
-    where: str, options: dict[str, click.Option], table: dict[str, Any]
+    where: str, command: click.Command | None, table: dict[str, Any], shared: dict[str, Any]
 ) -> dict[str, Any]:
-    """A table's settings, under the names of the parameters they are for."""
+    """A table's settings, under the names of the parameters they are for.
+
+    That of a group of commands has a table for each of them.
+    """
+    if isinstance(command, click.Group):
+        for name, value in table.items():
+            if name not in command.commands or not isinstance(value, dict):
+                raise _CannotWork(f"{where} has no table {name!r}")
+        return {
+            name: _defaults(f"{where[:-1]}.{name}]", each, table.get(name, {}), shared)
+            for name, each in command.commands.items()
+        }
+    options = _options(command)
+    common = {key: value for key, value in shared.items() if _flag_name(key) in options}
     defaults = {}
-    for key, value in table.items():
+    for key, value in (common | table).items():
         option = options.get(_flag_name(key))
         if option is None or option.name is None:
             raise _CannotWork(f"{where} has no setting {key!r}")

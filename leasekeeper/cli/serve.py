@@ -16,7 +16,13 @@ from leasekeeper.cli.job import MEMORY, Job, StoreOptions, log_to_stderr, run
 from leasekeeper.cli.supervisor import Supervisor
 from leasekeeper.errors import ConfigurationError
 from leasekeeper.server.app import Server
-from leasekeeper.server.config import ServerConfig, WireLimits, parse_address
+from leasekeeper.server.config import (
+    PORT_MAX,
+    ServerConfig,
+    WireLimits,
+    parse_address,
+    parse_admin_address,
+)
 from leasekeeper.server.listening import reserve
 from leasekeeper.service.limits import Limits
 
@@ -127,6 +133,13 @@ def _help_bounds(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     "forgotten leases can finish. 0 grants at once.",
 )
 @click.option(
+    "--allow-volatile-writes",
+    is_flag=True,
+    envvar="LEASEKEEPER_ALLOW_VOLATILE_WRITES",
+    help="Accept writes.put although the store may lose the write: it is `memory`, or a Redis "
+    "without AOF.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(1),
     default=1,
@@ -134,6 +147,14 @@ def _help_bounds(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     envvar="LEASEKEEPER_WORKERS",
     help="Processes that serve the same addresses, each on a core of its own; one that dies is "
     "replaced. More than one share a Redis.",
+)
+@click.option(
+    "--admin",
+    metavar="HOST:PORT",
+    envvar="LEASEKEEPER_ADMIN",
+    help="Serve /metrics for Prometheus, /health and /health/live over HTTP there; the default is "
+    "nowhere. Anybody who can connect may read them: they tell numbers, and no names. Port 0 picks "
+    "a free one, and the log says which. Worker N of several has port PORT + N, from 0 on.",
 )
 @click.option(
     "--token-file",
@@ -182,6 +203,7 @@ def serve(
     allow_origin: tuple[str, ...],
     log_level: str,
     workers: int,
+    admin: str | None,
     **others: Any,  # noqa: ANN401 # one for each field of Limits, WireLimits and StoreOptions
 ) -> None:
     """Run a server.
@@ -208,8 +230,10 @@ def serve(
         allow_unauthenticated=allow_unauthenticated,
         allowed_origins=frozenset(allow_origin),
     )
-    job = Job(config, store, log_level)
+    job = Job(config, store, log_level, parse_admin_address(admin) if admin else None)
     job.check()
+    if job.admin and job.admin.port + workers - 1 > PORT_MAX:
+        raise ConfigurationError(f"--admin {admin}: there are no {workers} ports from there on")
     if not store.is_shared:
         _refuse_what_only_a_shared_store_has(ctx, workers)
     if workers == 1:
@@ -240,9 +264,12 @@ async def _serve_alone(server: Server) -> None:
 async def _supervise(job: Job, workers: int) -> int:
     places = await reserve(job.config.listen)
 
-    def job_with(sockets: Sequence[int]) -> bytes:
+    def job_with(index: int, sockets: Sequence[int]) -> bytes:
         config = attrs.evolve(job.config, inherited=tuple(sockets))
-        return pickle.dumps(attrs.evolve(job, config=config))
+        admin = job.admin
+        if admin is not None and admin.port:  # each worker is asked for itself
+            admin = attrs.evolve(admin, port=admin.port + index)
+        return pickle.dumps(attrs.evolve(job, config=config, admin=admin))
 
     try:
         return await Supervisor(

@@ -49,8 +49,9 @@ class Supervisor:
     command: Sequence[str]
     count: int
     places: Places
-    job: Callable[[Sequence[int]], bytes]
-    """What a worker reads first, given the descriptors of the sockets it inherits."""
+    job: Callable[[int, Sequence[int]], bytes]
+    """What a worker reads first, given its number, from 0 on, which those after it in its place
+    have as well, and the descriptors of the sockets it inherits."""
     environment: Mapping[str, str]
     on_ready: Callable[[], None]
     """Called when all workers have become ready for the first time."""
@@ -141,7 +142,7 @@ class Supervisor:
         """
         ready = self._ready[index]
         try:
-            process, job = await self._spawn()
+            process, job = await self._spawn(index)
         except OSError as error:
             _log.error("cannot start a worker", worker=index, error=error.strerror)
             return 1
@@ -162,11 +163,11 @@ class Supervisor:
                     await pipe.aclose()
         return code
 
-    async def _spawn(self) -> tuple[trio.Process, bytes]:
+    async def _spawn(self, index: int) -> tuple[trio.Process, bytes]:
         sockets = self.places.for_worker()
         try:
             descriptors = [each.fileno() for each in sockets]
-            job = self.job(descriptors)
+            job = self.job(index, descriptors)
             process = await trio.lowlevel.open_process(
                 self.command,
                 stdin=subprocess.PIPE,

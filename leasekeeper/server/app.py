@@ -4,8 +4,6 @@ One nursery holds it all: the service, the listeners, and under them one task an
 each connection, which contains every failure of that connection (law L13).
 """
 
-import errno
-import os
 import random
 import signal
 from collections.abc import AsyncIterator
@@ -20,7 +18,7 @@ from attrs import define, field
 from leasekeeper.errors import CloseCode
 from leasekeeper.server.config import ServerConfig
 from leasekeeper.server.connection import Connection, token_fits
-from leasekeeper.server.listening import listen, remove, url
+from leasekeeper.server.listening import accept_from, listen, remove, url
 from leasekeeper.server.transport import HandshakeFailed, accept
 from leasekeeper.service.keeper import Keeper
 
@@ -36,10 +34,15 @@ class Server:
     config: ServerConfig
     keeper: Keeper
     connections: set[Connection] = field(factory=set, init=False)
+    accepting: bool = field(default=False, init=False)
+    """Whether it has begun to accept connections; it has not stopped unless it is `draining`."""
     _handshakes: int = field(default=0, init=False)
     _all_gone: trio.Event = field(factory=trio.Event, init=False)
     _stopping: trio.Event = field(factory=trio.Event, init=False)
     _accepting: trio.CancelScope = field(factory=trio.CancelScope, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.keeper.metrics.connections.set_function(lambda: len(self.connections))
 
     async def run(
         self, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
@@ -58,6 +61,7 @@ class Server:
                 listeners, files = await listen(self.config)
                 try:
                     nursery.start_soon(self._accept, listeners)
+                    self.accepting = True
                     nursery.start_soon(self._obey, signals, nursery.cancel_scope)
                     task_status.started([url(listener.socket) for listener in listeners])
                     await self._stopping.wait()
@@ -65,6 +69,11 @@ class Server:
                 finally:
                     remove(files)
                 nursery.cancel_scope.cancel()
+
+    @property
+    def draining(self) -> bool:
+        """Whether its orderly end has begun."""
+        return self._stopping.is_set()
 
     def stop(self) -> None:
         """Begins its orderly end, unless that has begun: what the first signal does, too."""
@@ -157,28 +166,10 @@ class Server:
         async with trio.open_nursery() as nursery:
             with self._accepting:
                 for listener in listeners:
-                    nursery.start_soon(self._accept_from, listener, nursery)
+                    nursery.start_soon(accept_from, listener, self.serve_stream, nursery)
                 await trio.sleep_forever()
             for listener in listeners:
                 await listener.aclose()
-
-    async def _accept_from(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
-        """Accepts until the listener is closed; with no file descriptor free it tries again."""
-        while True:
-            try:
-                stream = await listener.accept()
-            except trio.ClosedResourceError:
-                return
-            except OSError as error:
-                if error.errno not in _OUT_OF_RESOURCES:
-                    raise
-                _log.warning("cannot accept now", error=os.strerror(error.errno))
-                await trio.sleep(0.1)
-            else:
-                nursery.start_soon(self.serve_stream, stream)
-
-
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
 def _is_ours(origin: str | None, host: str) -> bool:

@@ -2,11 +2,14 @@
 
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Final
 
 from attrs import Factory, field, frozen
 
 from leasekeeper.errors import ConfigurationError
 from leasekeeper.service.limits import Limits, bound
+
+PORT_MAX: Final = 65535
 
 
 @frozen
@@ -52,10 +55,27 @@ def parse_address(text: str) -> Address:
         if not path:
             raise ConfigurationError("--listen unix:PATH needs a path")
         return UnixAddress(Path(path).absolute())
+    if (address := _tcp_address(text)) is None:
+        raise ConfigurationError(f"--listen {text}: expected HOST:PORT or unix:PATH")
+    return address
+
+
+def parse_admin_address(text: str) -> TcpAddress:
+    """`HOST:PORT` or `[V6]:PORT`.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    if (address := _tcp_address(text)) is None:
+        raise ConfigurationError(f"--admin {text}: expected HOST:PORT")
+    return address
+
+
+def _tcp_address(text: str) -> TcpAddress | None:
     host, _, port = text.rpartition(":")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigurationError(f"--listen {text}: expected HOST:PORT or unix:PATH")
+    if not host or "/" in host or not port.isdecimal() or int(port) > PORT_MAX:
+        return None
     return TcpAddress(host, int(port))
 
 
@@ -65,13 +85,13 @@ class WireLimits:
 
     connections: int = bound(10_000, "connections at once")
     handshakes: int = bound(256, "connections at once that have not finished their handshake")
-    message_bytes: int = bound(64 * 1024, "size of one message from a client")
+    message_bytes: int = bound(2 * 1024 * 1024, "size of one message from a client")
     fragments: int = bound(64, "fragments of one message from a client")
     control_frames_per_second: int = bound(
         100, "pings, pongs and closes a client may send on average; twice as many in a burst"
     )
     outbox_bytes: int = bound(
-        1024 * 1024, "what may wait to be read by a client before it is closed with 4001"
+        4 * 1024 * 1024, "what may wait to be read by a client before it is closed with 4001"
     )
     requests_outstanding: int = bound(2_000, "unanswered requests of one connection")
 

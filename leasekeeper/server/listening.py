@@ -9,18 +9,22 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import structlog
 import trio
 from attrs import define
 
 from leasekeeper.errors import ConfigurationError
 from leasekeeper.server.config import Address, ServerConfig, UnixAddress
 
+_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
+
 _BACKLOG: Final = 1024
+_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
 async def listen(config: ServerConfig) -> tuple[list[trio.SocketListener], dict[Path, int]]:
@@ -31,7 +35,7 @@ async def listen(config: ServerConfig) -> tuple[list[trio.SocketListener], dict[
     """
     if config.inherited:
         return [_inherited(each) for each in config.inherited], {}
-    listeners = await _listen_all(config.listen)
+    listeners = await listen_all(config.listen)
     return listeners, _socket_files(listeners)
 
 
@@ -84,7 +88,7 @@ async def reserve(addresses: Sequence[Address]) -> Places:
     """
     # Listening comes first, as if for one process: a socket with SO_REUSEPORT would not notice
     # another server of this user on the port, and would share it with that one.
-    listeners = await _listen_all(addresses)
+    listeners = await listen_all(addresses)
     files = _socket_files(listeners)
     places = Places([socket.socket(fileno=each.socket.detach()) for each in listeners], files)
     for index, each in enumerate(places.sockets):
@@ -128,7 +132,14 @@ def _inherited(descriptor: int) -> trio.SocketListener:
     return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 
 
-async def _listen_all(addresses: Sequence[Address]) -> list[trio.SocketListener]:
+async def listen_all(
+    addresses: Sequence[Address], option: str = "--listen"
+) -> list[trio.SocketListener]:
+    """Listens on all of these, which `option` named.
+
+    Raises:
+        ConfigurationError: one of them cannot be had; it listens on none of them.
+    """
     listeners: list[trio.SocketListener] = []
     for address in addresses:
         try:
@@ -138,7 +149,7 @@ async def _listen_all(addresses: Sequence[Address]) -> list[trio.SocketListener]
             for listener in listeners:
                 await listener.aclose()
             problem = f"cannot listen on {address}: {error.strerror or error}"
-            raise ConfigurationError(f"{problem}; choose another --listen") from error
+            raise ConfigurationError(f"{problem}; choose another {option}") from error
     return listeners
 
 
@@ -184,10 +195,33 @@ def remove(files: dict[Path, int]) -> None:
                 path.unlink()
 
 
-def url(sock: socket.socket | trio.socket.SocketType) -> str:
+async def accept_from(
+    listener: trio.SocketListener,
+    serve: Callable[[trio.SocketStream], Awaitable[None]],
+    nursery: trio.Nursery,
+) -> None:
+    """Has each connection served by a task of its own, until the listener is closed.
+
+    With no file descriptor free it tries again.
+    """
+    while True:
+        try:
+            stream = await listener.accept()
+        except trio.ClosedResourceError:
+            return
+        except OSError as error:
+            if error.errno not in _OUT_OF_RESOURCES:
+                raise
+            _log.warning("cannot accept now", error=os.strerror(error.errno))
+            await trio.sleep(0.1)
+        else:
+            nursery.start_soon(serve, stream)
+
+
+def url(sock: socket.socket | trio.socket.SocketType, scheme: str = "ws") -> str:
     """What clients connect to."""
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
-        return f"ws+unix://{name}"
+        return f"{scheme}+unix://{name}"
     host, port = name[0], name[1]
-    return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

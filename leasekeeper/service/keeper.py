@@ -16,6 +16,16 @@ from attrs import define, field
 from leasekeeper.core.lock import Contended, HolderLost, Moved, WaiterGranted
 from leasekeeper.errors import Cancelled, LimitReached
 from leasekeeper.messages import (
+    CacheAbortWrite,
+    CacheBeginWrite,
+    CacheCommitWrite,
+    CacheFail,
+    CacheFill,
+    CacheGet,
+    CacheInvalidate,
+    CacheSet,
+    CacheWriting,
+    CacheWritten,
     Done,
     LeaseAcquire,
     LeaseAcquireAll,
@@ -38,13 +48,25 @@ from leasekeeper.messages import (
     ServerDraining,
     SessionHeartbeat,
     SessionOpen,
+    WritesAck,
+    WritesClaim,
+    WritesDead,
+    WritesPut,
+    WritesRetry,
+    WritesRevive,
 )
+from leasekeeper.service.caches import Caches
+from leasekeeper.service.changes import Changes
 from leasekeeper.service.leases import Leases
 from leasekeeper.service.limits import Limits
+from leasekeeper.service.metrics import Metrics
 from leasekeeper.service.session import Session, SessionEvent
 from leasekeeper.service.together import acquire_all
+from leasekeeper.service.writes import Writes
 from leasekeeper.store.alarms import Alarms, trio_ms
-from leasekeeper.store.api import Changed, Store, StoreEvent
+from leasekeeper.store.api import Changed, Event, Store, StoreEvent
+from leasekeeper.store.caches import KeyNews
+from leasekeeper.store.writes import QueueNews
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
@@ -57,7 +79,11 @@ class Keeper:
     limits: Limits = field(factory=Limits)
     server: str = field(factory=lambda: token_hex(4))
     """How this server is named to clients and to other servers."""
+    metrics: Metrics = field(factory=Metrics, repr=False)
     leases: Leases = field(init=False)
+    caches: Caches = field(init=False)
+    changes: Changes = field(init=False)
+    writes: Writes = field(init=False)
     sessions: set[Session] = field(factory=set, init=False, repr=False)
     """Those that have a connection."""
     _detached: dict[Session, None] = field(factory=dict, init=False, repr=False)
@@ -65,7 +91,10 @@ class Keeper:
     _watchers: dict[str, set[Session]] = field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self.leases = Leases(self.store, self.server, self.limits)
+        self.leases = Leases(self.store, self.server, self.limits, self.metrics)
+        self.caches = Caches(self.store.cache, self.server, self.limits, self.metrics)
+        self.changes = Changes(self.store.cache, self.limits, self.metrics)
+        self.writes = Writes(self.store.writes, self.server, self.limits, self.metrics)
         self._graces = Alarms(self._end_grace)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -73,6 +102,8 @@ class Keeper:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.store.run, self._on_event)
             nursery.start_soon(self.leases.run)
+            nursery.start_soon(self.caches.run)
+            nursery.start_soon(self.writes.run)
             nursery.start_soon(self._graces.run)
             task_status.started()
 
@@ -94,6 +125,8 @@ class Keeper:
         """
         self.sessions.remove(session)
         self.leases.renewals.forget(session)
+        self.caches.end(session)
+        self.writes.end(session)
         for name in list(session.watching):
             self._stop_watching(session, name)
         session.notify, session.ping = _tell_nobody, _ping_nobody
@@ -144,6 +177,8 @@ class Keeper:
                 return await self.leases.acquire(session, params)
             case LeaseRelease():
                 return await self.leases.release(params)
+            case CacheGet():
+                return await self.caches.get(session, params)
             case SessionHeartbeat():
                 return await self.leases.heartbeat(session)
             case LeaseRenew():
@@ -163,8 +198,55 @@ class Keeper:
             case LeaseUnwatch(name):
                 self._stop_watching(session, name)
                 return Done()
+            case CacheFill():
+                return await self.caches.fill(session, params)
+            case CacheFail():
+                return await self.caches.fail(session, params)
+            case CacheSet() | CacheInvalidate():
+                return await self._change(params)
+            case CacheBeginWrite() | CacheCommitWrite() | CacheAbortWrite():
+                return await self._write_through(params)
             case SessionOpen() | RpcCancel():
                 raise AssertionError("these belong to the connection")
+            case _:
+                return await self._write_behind(session, params)
+
+    async def _change(self, params: CacheSet | CacheInvalidate) -> Done:
+        if isinstance(params, CacheSet):
+            return await self.changes.set(params)
+        return await self.changes.invalidate(params)
+
+    async def _write_through(
+        self, params: CacheBeginWrite | CacheCommitWrite | CacheAbortWrite
+    ) -> CacheWriting | CacheWritten:
+        match params:
+            case CacheBeginWrite():
+                return await self.changes.begin_write(params)
+            case CacheCommitWrite():
+                return await self.changes.commit_write(params)
+            case CacheAbortWrite():
+                return await self.changes.abort_write(params)
+            case _:
+                assert_never(params)
+
+    async def _write_behind(
+        self,
+        session: Session,
+        params: WritesPut | WritesClaim | WritesAck | WritesRetry | WritesDead | WritesRevive,
+    ) -> Result:
+        match params:
+            case WritesPut():
+                return await self.writes.put(params)
+            case WritesClaim():
+                return await self.writes.claim(session, params)
+            case WritesAck():
+                return await self.writes.ack(session, params)
+            case WritesRetry():
+                return await self.writes.retry(session, params)
+            case WritesDead():
+                return await self.writes.dead(params)
+            case WritesRevive():
+                return await self.writes.revive(params)
             case _:
                 assert_never(params)
 
@@ -199,7 +281,16 @@ class Keeper:
 
     # --- Events -------------------------------------------------------------------------------
 
-    def _on_event(self, event: StoreEvent) -> None:
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case KeyNews(key):
+                self.caches.news(key)
+            case QueueNews(queue):
+                self.writes.news(queue)
+            case _:
+                self._on_lease_event(event)
+
+    def _on_lease_event(self, event: StoreEvent) -> None:
         match event.what:
             case WaiterGranted():
                 self.leases.granted(event.name, event.what)

@@ -8,7 +8,6 @@ given back by lease id until the store confirms it.
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import count
-from secrets import token_hex
 from typing import Final, assert_never
 
 import structlog
@@ -59,6 +58,7 @@ from leasekeeper.messages import (
     LostReason,
 )
 from leasekeeper.service.limits import Limits
+from leasekeeper.service.metrics import Metrics
 from leasekeeper.service.renewal import Renewals
 from leasekeeper.service.session import IN_USE_OTHERWISE, Session, Stage, Tenure, wait_until
 from leasekeeper.service.tenures import Tenures
@@ -79,19 +79,19 @@ class Leases:
     store: Store
     server: str
     limits: Limits
+    metrics: Metrics = field(repr=False)
     draining_ms: int | None = None
     """Set once this server is going away: when to come back to its successor."""
-    tenures: Tenures = field(factory=Tenures, init=False)
+    tenures: Tenures = field(init=False)
     _serials: Iterator[int] = field(factory=lambda: count(1), init=False, repr=False)
     renewals: Renewals = field(init=False)
     _unwanted: Unwanted = field(init=False, repr=False)
     _vouching: Vouching = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self.renewals = Renewals(self.store, self.limits, self._missing, self._late)
-        self._unwanted = Unwanted(
-            self.store, self.limits, lambda key: self.tenures.find(key) is not None
-        )
+        self.tenures = Tenures(self.metrics)
+        self.renewals = Renewals(self.store, self.limits, self.metrics, self._missing, self._late)
+        self._unwanted = Unwanted(self.store, self.limits, lambda key: key in self.tenures)
         self._vouching = Vouching(
             self.store, self.limits, self.tenures, self._hold, self._give_back_left_over
         )
@@ -120,19 +120,7 @@ class Leases:
             grace decides.
         """
         self._refuse_while_draining()
-        claim = Claim(
-            lease=ask.lease or token_hex(16),
-            ttl_ms=ask.ttl_ms,
-            mode=ask.mode,
-            limit=ask.limit,
-            label=ask.label,
-            client=session.client,
-            max_hold_ms=ask.max_hold_ms,
-            alive_ms=self.limits.waiter_alive_ms,
-            wait_ms=ask.wait_ms,
-            auto_renew=ask.auto_renew,
-            on_drop=ask.on_drop,
-        )
+        claim = session.claim(ask, self.limits.waiter_alive_ms)
         until = wait_until(ask.wait_ms)
         await self._unwanted.settled((ask.name, claim.lease))
         if known := self.tenures.find((ask.name, claim.lease)):
@@ -173,6 +161,8 @@ class Leases:
             raise
         if not isinstance(answer, Resumed):
             return answer
+        if isinstance(answer.answer, Granted):
+            tenure.fence = answer.answer.fence  # it was granted long ago
         claim = tenure.claim = answer.claim
         tenure.auto_renew, tenure.on_drop = claim.auto_renew, claim.on_drop
         tenure.wait_until = wait_until(claim.wait_ms)
@@ -261,6 +251,7 @@ class Leases:
         elif tenure.stage is Stage.ASKED and event.owner != tenure.claim.owner:
             return  # of an earlier wait; of this one the answer will say
         elif tenure.fence < event.grant.fence:  # or an answer has told us already
+            tenure.released_s = self._unwanted.since_s(name)
             self._hold(tenure, event.grant)
 
     def lost(self, name: str, event: HolderLost) -> None:
@@ -325,6 +316,7 @@ class Leases:
         self.tenures.leave(old, Cancelled("another connection took the wait over"))
         self.tenures.enter(new)
         if held and isinstance(grant, Granted):
+            new.fence = grant.fence
             self._hold(new, grant)
             new.expires_ms = old.expires_ms
         return new
@@ -367,7 +359,7 @@ class Leases:
                 self._hold(tenure, answer)
                 if isinstance(tenure.outcome, RpcError):
                     raise tenure.outcome
-                return answer
+                return tenure.outcome or answer
             case Busy():
                 self.tenures.leave(tenure, Cancelled("its lease id left the queue"))
                 raise await self._busy(tenure)
@@ -439,6 +431,7 @@ class Leases:
             return Busy()
         if isinstance(tenure.outcome, RpcError):
             raise tenure.outcome
+        self.tenures.told(tenure)
         return tenure.outcome
 
     async def _leave_queue(self, tenure: Tenure, outcome: RpcError) -> None:
@@ -465,14 +458,15 @@ class Leases:
             return
         if tenure.claim.ttl_ms == 0:  # granted before the resume's answer, which has the TTL
             tenure.claim = evolve(tenure.claim, ttl_ms=grant.ttl_ms)
+        grant = tenure.as_heard(grant)
         self.tenures.hold(tenure, grant)
-        since_ms = min(tenure.asked_ms + grant.waited_ms, trio_ms())
-        self.renewals.plan(tenure, since_ms, grant.ttl_ms)
+        self.renewals.plan(tenure, tenure.asked_ms + grant.waited_ms, grant.ttl_ms)
 
     def _lose(
         self, tenure: Tenure, reason: LostReason, detail: str | None, *, fence: int | None = None
     ) -> None:
         session = tenure.session
+        self.metrics.leases_lost[reason].inc()
         self.tenures.leave(tenure, Lost())
         if len(session.lost) < self.limits.leases_per_session:
             session.lost.append(tenure.lease)

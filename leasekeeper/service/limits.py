@@ -21,6 +21,20 @@ class Limits:
     waiters_per_session: int = bound(1_000, "waits that one session may have at once")
     waiters_per_name: int = bound(10_000, "waiters in one name's queue")
     watches_per_session: int = bound(1_000, "names that one session may watch")
+    waiters_per_key: int = bound(10_000, "callers that one server lets wait for one cached key")
+    fills_per_session: int = bound(1_000, "cached keys that one session may be loading at once")
+    value_bytes: int = bound(1024 * 1024, "size of a cached value; a larger one is not cached")
+    waiters_per_queue: int = bound(
+        1_000, "callers that one server lets wait for one queue of writes"
+    )
+    claims_per_session: int = bound(10_000, "queued writes that one session may have claimed")
+    writes_per_queue: int = bound(100_000, "writes that may wait in one queue, dead ones too")
+    writes_bytes_per_queue: int = bound(
+        256 * 1024 * 1024, "size of all values that wait in one queue"
+    )
+    writes_attempts_max: int = bound(
+        16, "how often a queued write is claimed before it is given up as dead"
+    )
     sessions_detached: int = bound(
         10_000, "dropped sessions remembered at once; past it the oldest ends early"
     )

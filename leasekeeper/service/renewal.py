@@ -20,6 +20,7 @@ from leasekeeper.core.lock import Missing, Renewed
 from leasekeeper.errors import Unavailable
 from leasekeeper.messages import Liveness
 from leasekeeper.service.limits import Limits
+from leasekeeper.service.metrics import Metrics
 from leasekeeper.service.session import Session, Stage, Tenure
 from leasekeeper.store.alarms import Alarms, trio_ms
 from leasekeeper.store.api import Renewal, Store
@@ -40,6 +41,7 @@ class Renewals:
 
     store: Store
     limits: Limits
+    metrics: Metrics
     on_missing: Callable[[Tenure, int], None]
     on_late: Callable[[Tenure], None]
     random: Random = field(factory=Random)
@@ -71,6 +73,7 @@ class Renewals:
         self._last_calls.discard(tenure)
         jitter = 1 - self.limits.renewal_jitter * self.random.random()
         self._set_due(tenure, tenure.claim.ttl_ms / _PER_TTL * jitter)
+        tenure.planned_ms = tenure.due_ms
 
     def alive(self, session: Session) -> None:
         """The session gave a sign of life just now: what is due soon joins the next batch."""
@@ -124,8 +127,15 @@ class Renewals:
                 soon_ms = tenure.claim.ttl_ms / _PER_TTL / 2
                 self._set_due(tenure, min(self.limits.store_retry_ms, soon_ms))
             else:
+                self._observe_lag(tenure)
                 self.plan(tenure, now_ms, answer.ttl_ms)
         return answers
+
+    def _observe_lag(self, tenure: Tenure) -> None:
+        """Who sends heartbeats is renewed when one comes, and is due by no other schedule."""
+        pongs = tenure.session.liveness is Liveness.PONG
+        due_ms = tenure.planned_ms if pongs else tenure.renewing_ms or 0
+        self.metrics.lease_renewal_lag.observe(max(0, trio_ms() - due_ms) / 1000)
 
     def _set_due(self, tenure: Tenure, delay_ms: float) -> None:
         tenure.due_ms = trio_ms() + int(delay_ms)

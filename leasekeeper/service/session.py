@@ -7,14 +7,16 @@ store knows it by: each a lease id that holds a name or waits for it.
 import math
 from collections.abc import Callable
 from enum import Enum, auto
+from secrets import token_hex
 from typing import Final
 
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from leasekeeper.core.lock import Claim, Granted
 from leasekeeper.errors import InvalidParams, RpcError
-from leasekeeper.messages import Key, Liveness, Notification, OnDrop
+from leasekeeper.messages import Key, LeaseAcquire, Liveness, Notification, OnDrop
+from leasekeeper.store.alarms import trio_ms
 
 IN_USE_OTHERWISE: Final = "is in use with another mode or limit"
 
@@ -76,6 +78,8 @@ class Tenure:
     """That of its grant; while it waits, one that its grant will be above."""
     due_ms: int = 0
     """When it should next be renewed."""
+    planned_ms: int = 0
+    """The same, but as it was before the store failed to renew it."""
     expires_ms: int = 0
     """When it runs out, unless it is renewed; not later than the store says."""
     asked_ms: int = 0
@@ -84,6 +88,8 @@ class Tenure:
     """Whether it ends with its max hold, however often it is renewed."""
     renewing_ms: int | None = None
     """Since when a renewal is being tried, until one succeeds."""
+    released_s: float | None = None
+    """Since when the release was under way that it was granted by, until its waiter is told."""
     contended_ms: int | None = None
     """When the holder was last told that others wait."""
     requests: int = 0
@@ -117,6 +123,14 @@ class Tenure:
             return None
         return max(0, int((self.wait_until - trio.current_time()) * 1000))
 
+    def as_heard(self, grant: Granted) -> Granted:
+        """The grant, with no longer a wait than by this server's own clock.
+
+        The store's clock may have stepped forward meanwhile, and the holder would believe in the
+        lease for so much longer (law L3).
+        """
+        return evolve(grant, waited_ms=min(grant.waited_ms, max(0, trio_ms() - self.asked_ms)))
+
     def refuse_other(self, claim: Claim) -> None:
         """A lease id may not be used with another mode or limit.
 
@@ -135,6 +149,21 @@ class Tenure:
 
 
 @define(eq=False)
+class GrantedFill:
+    """A cache fill that a session was granted, by Trio's clock in seconds."""
+
+    fill_ms: int
+    since: float = field(factory=trio.current_time)
+    within: tuple[str, str] | None = field(default=None, repr=False)
+    """The key and fill of the load that needs it, if one does."""
+
+    @property
+    def until(self) -> float:
+        """When another may be granted."""
+        return self.since + self.fill_ms / 1000
+
+
+@define(eq=False)
 class Session:
     """One client. `notify` and `ping` never block; they do nothing once the connection is gone.
 
@@ -148,6 +177,10 @@ class Session:
     liveness: Liveness = Liveness.PONG
     state: SessionState = SessionState.ATTACHED
     tenures: dict[Key, Tenure] = field(factory=dict, repr=False)
+    fills: dict[tuple[str, str], GrantedFill] = field(factory=dict, repr=False)
+    """What it is loading, by cache key and fill id."""
+    claims: dict[tuple[str, str], float] = field(factory=dict, repr=False)
+    """The writes that it has claimed, by queue and claim id, and until when, by Trio's clock."""
     watching: set[str] = field(factory=set)
     held: int = 0
     """How many of its tenures are held; the others wait."""
@@ -165,6 +198,22 @@ class Session:
     def waiting(self) -> int:
         """How many of its tenures wait."""
         return len(self.tenures) - self.held
+
+    def claim(self, ask: LeaseAcquire, alive_ms: int) -> Claim:
+        """What it asks of the name; if it names no lease id, with a new one."""
+        return Claim(
+            lease=ask.lease or token_hex(16),
+            ttl_ms=ask.ttl_ms,
+            mode=ask.mode,
+            limit=ask.limit,
+            label=ask.label,
+            client=self.client,
+            max_hold_ms=ask.max_hold_ms,
+            alive_ms=alive_ms,
+            wait_ms=ask.wait_ms,
+            auto_renew=ask.auto_renew,
+            on_drop=ask.on_drop,
+        )
 
     def step(self, event: SessionEvent) -> None:
         """Moves by the table; a step that is not in it is a bug."""

@@ -36,6 +36,8 @@ class Unwanted:
     """With each the server that it must still belong to, if any, and when it ends by itself."""
     _some: trio.Event = field(factory=trio.Event, init=False)
     _leaving: dict[Key, _Leaving] = field(factory=dict, init=False, repr=False)
+    _since_s: dict[str, float] = field(factory=dict, init=False, repr=False)
+    """By name, when the latest of the store calls began."""
 
     def __contains__(self, key: Key) -> bool:
         return key in self._keys
@@ -73,6 +75,7 @@ class Unwanted:
         """
         leaving = self._leaving.setdefault(key, _Leaving())
         leaving.calls += 1
+        since_s = self._since_s[key[0]] = trio.current_time()
         try:
             return await self.store.release(*key, only_of=only_of)
         except (Unavailable, trio.Cancelled):
@@ -83,6 +86,12 @@ class Unwanted:
             if not leaving.calls:
                 del self._leaving[key]
                 leaving.done.set()
+            if self._since_s.get(key[0]) == since_s:
+                del self._since_s[key[0]]
+
+    def since_s(self, name: str) -> float | None:
+        """Since when the store is being asked to release a lease of this name, if it is."""
+        return self._since_s.get(name)
 
     async def settled(self, key: Key) -> None:
         """Waits while the store is being asked to release this key.

@@ -61,6 +61,19 @@ def test_the_embedded_store_takes_the_layout_of_a_shared_one(opened: list[Store]
     assert isinstance(opened[0], MemoryStore)
 
 
+def test_volatile_writes_may_be_allowed_of_either_store(opened: list[Store]) -> None:
+    """By a flag or a variable; without, they are refused."""
+    url = ("--store", "redis://127.0.0.1:1")
+    for options in ((), url):
+        assert leasekeeper("serve", *options).exit_code == 0
+        assert leasekeeper("serve", *options, "--allow-volatile-writes").exit_code == 0
+        said = leasekeeper("serve", *options, LEASEKEEPER_ALLOW_VOLATILE_WRITES="1")
+        assert said.exit_code == 0
+    embedded = [each.allow_volatile_writes for each in opened if isinstance(each, MemoryStore)]
+    shared = [each.options.allow_volatile_writes for each in opened if isinstance(each, RedisStore)]
+    assert embedded == shared == [False, True, True]
+
+
 def test_the_embedded_store_does_not_load_the_code_for_redis() -> None:
     program = "import sys, leasekeeper.cli.serve; sys.exit('redis' in sys.modules)"
     assert run([sys.executable, "-c", program], check=False).returncode == 0

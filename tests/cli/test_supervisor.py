@@ -31,7 +31,7 @@ supervisor = Supervisor(
     command=(sys.executable, "-c", program, diary),
     count=int(count),
     places=Places([], {}),
-    job=lambda sockets: b"the job\\n",
+    job=lambda index, sockets: b"the job\\n",
     environment={},
     on_ready=lambda: print("all are ready", flush=True),
 )

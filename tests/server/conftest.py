@@ -27,8 +27,9 @@ def no_unforeseen_failures(failures: list[str]) -> Iterator[None]:
             failures.append(f"{event['event']}\n{traceback.format_exc()}")
         raise structlog.DropEvent
 
-    before = structlog.get_config()["processors"]
-    structlog.configure(processors=[note])
+    before = structlog.get_config()
+    # A logger that is kept from its first use on would tell a test of long ago.
+    structlog.configure(processors=[note], cache_logger_on_first_use=False)
     yield
-    structlog.configure(processors=before)
+    structlog.configure(**before)
     assert not failures, "\n".join(failures)

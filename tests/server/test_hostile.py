@@ -18,8 +18,11 @@ from tests.server.bystander import bystander
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 WIRES: list[Wire] = ["memory", "tcp"]
 MESSAGE_BYTES = 64 * 1024
-BRIEF = ServerConfig(wire=WireLimits(close_ms=150))
-"""For peers that do not take part in the closing handshake."""
+BRIEF = ServerConfig(wire=WireLimits(close_ms=150, message_bytes=MESSAGE_BYTES))
+"""For peers that do not take part in the closing handshake, and for messages that are too big.
+
+The default bound is played by the vectors; here a small one keeps the tests quick.
+"""
 
 INSPECT = b'{"jsonrpc":"2.0","id":7,"method":"lease.inspect","params":{"name":"a"}}'
 

@@ -22,8 +22,10 @@ from leasekeeper.core.lock import (
 )
 from leasekeeper.errors import Outcome, Unavailable
 from leasekeeper.messages import Key, LeasePage, LeaseState
-from leasekeeper.store.api import Renewal, StoreEvent
+from leasekeeper.store.api import Event, Health, Renewal
 from leasekeeper.store.memory import MemoryStore
+from leasekeeper.store.writes import WriteStore
+from tests.service.flaky_cache import FlakyCache
 
 T = TypeVar("T")
 
@@ -50,22 +52,34 @@ class FlakyStore:
     late_s: float = 0
     """How long events are under way; they keep their order."""
     unreachable: set[str] = field(factory=set)
-    kept: list[StoreEvent] | None = None
-    _on_event: Callable[[StoreEvent], None] = field(default=lambda _: None, init=False)
+    kept: list[Event] | None = None
+    _on_event: Callable[[Event], None] = field(default=lambda _: None, init=False)
 
     @property
     def outlives_process(self) -> bool:
         return False
 
+    @property
+    def cache(self) -> FlakyCache:
+        return FlakyCache(self.inner.cache, self._call)
+
+    @property
+    def writes(self) -> WriteStore:
+        return self.inner.writes
+
+    @property
+    def health(self) -> Health:
+        return self.inner.health
+
     async def run(
         self,
-        on_event: Callable[[StoreEvent], None],
+        on_event: Callable[[Event], None],
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        send, receive = trio.open_memory_channel[StoreEvent](100_000)
+        send, receive = trio.open_memory_channel[Event](100_000)
 
-        def forward(event: StoreEvent) -> None:
+        def forward(event: Event) -> None:
             if self.kept is not None:
                 self.kept.append(event)
             elif self.late_s:
@@ -88,7 +102,7 @@ class FlakyStore:
             self._on_event(event)
 
     async def _run_inner(
-        self, on_event: Callable[[StoreEvent], None], *, task_status: trio.TaskStatus[None]
+        self, on_event: Callable[[Event], None], *, task_status: trio.TaskStatus[None]
     ) -> None:
         await self.inner.run(on_event, task_status=task_status)
 

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from leasekeeper.core.lock import WaiterGranted
+from leasekeeper.core.lock import Granted, WaiterGranted
 from leasekeeper.errors import Cancelled
 from leasekeeper.messages import (
     LeaseBreak,
@@ -21,7 +21,7 @@ from leasekeeper.messages import (
     LeaseState,
 )
 from leasekeeper.service.limits import Limits
-from leasekeeper.store.api import StoreEvent
+from leasekeeper.store.api import Event, StoreEvent
 from tests.service.conftest import World, new_lease, open_world
 from tests.service.flaky import Fault, FlakyStore
 from tests.service.routing import Side, two_servers
@@ -42,6 +42,26 @@ async def holders(world: World, name: str) -> list[int]:
     """The fences of those who hold it by the store's word."""
     state = await world.client().ask(LeaseInspect(name), LeaseState)
     return [holder.fence for holder in state.holders]
+
+
+# --- A clock that steps -------------------------------------------------------------------------
+
+
+async def test_a_wait_is_no_longer_than_this_servers_own_clock_says(
+    world: World, clock: MockClock
+) -> None:
+    """L3: the store's clock stepped forward by an hour while somebody waited. What a holder adds to
+    the time of its request is how long it waited, or it would believe for an hour too long."""
+    holder, client, lease = world.client(), world.client(), new_lease()
+    held = await holder.acquire("n")
+    pending = await world.wait_for(client, "n", lease=lease, ttl_ms=1_000)
+    await trio.sleep(2)
+    tenure = world.keeper.leases.tenures.find(("n", lease))
+    assert tenure is not None
+    grant = Granted(held.fence + 1, ttl_ms=1_000, waited_ms=3_600_000)
+    world.keeper.leases.granted("n", WaiterGranted(lease, grant, tenure.claim.owner))
+    await pending.done.wait()
+    assert pending.grant.waited_ms == 2_000
 
 
 # --- A grant that is told late ----------------------------------------------------------------
@@ -303,11 +323,12 @@ async def test_l8_a_move_of_another_grant_says_nothing(
 
 async def test_events_are_kept_in_the_order_of_their_coming(clock: MockClock) -> None:
     """Of the tests' own store: what `deliver` hands over is what happened."""
-    store, seen = FlakyStore(kept=[]), list[StoreEvent]()
+    store, seen = FlakyStore(kept=[]), list[Event]()
     async with open_world(Limits(), store) as world:
         client = world.client()
         held = await client.acquire("n")
         await world.wait_for(client, "n")
         await client.ask(LeaseRelease("n", held.lease), LeaseReleased)
         seen += store.kept or []
-    assert [type(each.what).__name__ for each in seen] == ["Contended", WaiterGranted.__name__]
+    what = [each.what for each in seen if isinstance(each, StoreEvent)]
+    assert [type(each).__name__ for each in what] == ["Contended", WaiterGranted.__name__]

@@ -77,6 +77,10 @@ class Actor:
     pending: list[Pending] = field(factory=list)
     asked: dict[Pending, Params] = field(factory=dict)
     leases: list[tuple[str, str]] = field(factory=list)
+    asks: int = 0
+    given_up: dict[tuple[str, str], int] = field(factory=dict)
+    """For each lease that a cancel gave up, which was the last request before it: none of them,
+    whatever it is answered, has a client believe in it any more."""
 
     def connect(self) -> None:
         self.client = self.world.client()
@@ -149,17 +153,13 @@ class Actor:
         """Which releases what it had been granted, too."""
         if params := self.asked.get(pending):
             self.forget(params)
+            for key in keys_of(params):
+                self.given_up[key] = self.asks
         pending.scope.cancel()
 
     def forget(self, params: Params) -> None:
-        match params:
-            case LeaseAcquire(name=name, lease=str(lease)):
-                self.beliefs.end(name, lease)
-            case LeaseResume(name, lease):
-                self.beliefs.end(name, lease)
-            case LeaseAcquireAll(names=names, lease=str(lease)):
-                for name in names:
-                    self.beliefs.end(name, lease)
+        for name, lease in keys_of(params):
+            self.beliefs.end(name, lease)
 
     def leave(self, *, clean: bool) -> None:
         for params in self.asked.values():
@@ -178,9 +178,12 @@ class Actor:
         self.pending = [each for each in self.pending if not each.done.is_set()][-20:]
         self.pending.append(pending)
         self.asked[pending] = params
-        self.world.nursery.start_soon(self.carry_out, self.client, params, pending)
+        self.asks += 1
+        self.world.nursery.start_soon(self.carry_out, self.client, params, pending, self.asks)
 
-    async def carry_out(self, client: Client, params: Params, pending: Pending) -> None:
+    async def carry_out(
+        self, client: Client, params: Params, pending: Pending, number: int
+    ) -> None:
         sent_at = trio.current_time()
         with pending.scope:
             try:
@@ -191,14 +194,28 @@ class Actor:
                 if not isinstance(error, Unavailable) or isinstance(params, LeaseAcquireAll):
                     self.forget(params)
             if client is self.client and client.session.attached:
-                self.believe(result, sent_at)
+                self.believe(result, sent_at, number)
         pending.done.set()
 
-    def believe(self, result: object, sent_at: float) -> None:
+    def believe(self, result: object, sent_at: float, number: int) -> None:
         grants = result.leases if isinstance(result, LeaseGrants) else [result]
         for grant in grants:
-            if isinstance(grant, LeaseGrant) and (grant.name, grant.lease) in self.leases:
+            if not isinstance(grant, LeaseGrant):
+                continue
+            key = grant.name, grant.lease
+            if key in self.leases and number > self.given_up.get(key, 0):
                 self.beliefs.begin(grant, sent_at)
+
+
+def keys_of(params: Params) -> list[tuple[str, str]]:
+    """What a request asks for, as (name, lease id)."""
+    match params:
+        case LeaseAcquire(name=name, lease=str(lease)) | LeaseResume(name, lease):
+            return [(name, lease)]
+        case LeaseAcquireAll(names=names, lease=str(lease)):
+            return [(name, lease) for name in names]
+        case _:
+            return []
 
 
 def check_no_ghosts(world: World, store: FlakyStore) -> None:
