@@ -18,11 +18,10 @@ from leasekeeper_client._session import Session
 from leasekeeper_client._settings import Settings
 from leasekeeper_client.errors import (
     TRANSIENT,
-    ConnectionFailed,
     KeeperError,
-    ProtocolError,
     Transient,
     Unavailable,
+    may_have_been_done,
 )
 
 GIVE_BACK_SECONDS: Final = 2.0
@@ -92,7 +91,7 @@ class Acquisition:
                 call.result()
             except TRANSIENT as exc:
                 self._refusal = exc
-                self._unsure = self._unsure or _unsure(exc)
+                self._unsure = self._unsure or may_have_been_done(exc)
                 pause = self._pause_before_retry(exc)
                 if pause is None:
                     raise
@@ -201,12 +200,5 @@ class Acquisition:
             return call.sends > 0 or self._unsure
         if isinstance(call.outcome, KeeperError):
             retried = self._unsure and isinstance(call.outcome, TRANSIENT)
-            return retried or _unsure(call.outcome)
+            return retried or may_have_been_done(call.outcome)
         return True
-
-
-def _unsure(error: KeeperError) -> bool:
-    """Return whether a request that failed so may have been done all the same."""
-    if isinstance(error, Unavailable):
-        return error.outcome != "none"
-    return isinstance(error, (ConnectionFailed, ProtocolError))

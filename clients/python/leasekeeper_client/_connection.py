@@ -53,6 +53,7 @@ class Connection:
         self._outbox = Outbox(
             frame_bytes=min(info.message_bytes, FRAME_BYTES_MAX),
             frame_requests=max(1, info.batch_requests),
+            request_bytes=info.message_bytes,
             lifeline=self.lifeline,
         )
         self._wake = anyio.Event()

@@ -16,6 +16,7 @@ from leasekeeper_client._connection import Connection
 from leasekeeper_client._hold import Hold, State
 from leasekeeper_client._holdings import RETRY_MIN, Holdings
 from leasekeeper_client._json import JsonObject, as_object, seconds
+from leasekeeper_client._lines import Lines
 from leasekeeper_client._plan import Plan
 from leasekeeper_client._rpc import Answer, Call, Params, constant
 from leasekeeper_client._session import Session
@@ -47,6 +48,7 @@ class Engine:
         self.session: Session = Session(settings, self)
         self._holdings = Holdings(settings)
         self._watches = Watches()
+        self.lines: Lines = Lines(settings, self.session)
 
     async def acquire(self, plan: Plan) -> tuple[Hold, ...]:
         """Wait until everything that is planned is granted.
@@ -119,8 +121,9 @@ class Engine:
         *,
         repeatable: bool = True,
         on_result: Callable[[Answer], None] | None = None,
+        value: str | None = None,
     ) -> Answer:
-        """Ask a question that the server answers at once.
+        """Ask a question that the server answers at once; `value` as in `Call`.
 
         Raises:
             ConnectionFailed: No answer within the answer timeout.
@@ -131,7 +134,7 @@ class Engine:
         """
         end = self.clock() + self.settings.answer_timeout
         while True:
-            call = Call(method, params, repeatable=repeatable, on_result=on_result)
+            call = Call(method, params, repeatable=repeatable, on_result=on_result, value=value)
             try:
                 return await self.session.ask(call, max(0.0, end - self.clock()))
             except TRANSIENT as exc:
@@ -157,14 +160,19 @@ class Engine:
         """Keep the session up and the deadlines watched, until the shield is cancelled."""
         with shield:
             async with create_task_group() as self.tasks:
+                self.lines.tasks = self.tasks
                 self.tasks.start_soon(self._holdings.run_deadlines)
                 await self.tasks.start(self.session.run, first)
                 task_status.started()
 
+    def _listens(self) -> bool:
+        """Whether it matters that the connection stands, though nothing is held."""
+        return self._watches.some() or self.lines.some()
+
     # The session tells:
 
     def opened(self, connection: Connection) -> None:
-        self.tasks.start_soon(self._holdings.beat, connection, self._watches.some)
+        self.tasks.start_soon(self._holdings.beat, connection, self._listens)
         self.tasks.start_soon(self._holdings.prove, connection)
         self._watches.opened(connection, self.tasks)
 
@@ -213,6 +221,8 @@ async def running(settings: Settings) -> AsyncIterator[Engine]:
             raised = exc
         finally:
             with CancelScope(shield=True), move_on_after(CLOSE_SECONDS):
+                with move_on_after(CLOSE_SECONDS / 2):
+                    await engine.lines.close()
                 await engine.session.close()
             engine.session.fail(ConnectionFailed("this keeper has been closed"))
             shield.cancel()

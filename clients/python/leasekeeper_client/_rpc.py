@@ -62,6 +62,7 @@ class Call:
         on_result: Runs in the reader, before anything that came behind the answer is read.
         on_error: The same, for an error.
         on_error_data: Before that, for what the error's data says was done all the same.
+        value: JSON text that goes along as the parameter `value`. It is made once, and may be long.
     """
 
     method: str
@@ -71,6 +72,7 @@ class Call:
     on_result: Callable[[Answer], None] | None = field(default=None, repr=False)
     on_error: Callable[[KeeperError], None] | None = field(default=None, repr=False)
     on_error_data: Callable[[Answer], None] | None = field(default=None, repr=False)
+    value: str | None = field(default=None, repr=False)
     useful_until: float | None = None
     """When sending it (again) has become pointless, by the client's clock."""
     carrier: object | None = field(default=None, repr=False)
@@ -121,7 +123,8 @@ class Call:
             "method": self.method,
             "params": self.params(now),
         }
-        return encode(message)
+        text = encode(message)
+        return text if self.value is None else f'{text[:-2]},"value":{self.value}}}}}'
 
     def stamp(self, request_id: int, now: float) -> None:
         """It is being sent now."""
@@ -141,6 +144,8 @@ class Outbox:
 
     frame_bytes: int
     frame_requests: int
+    request_bytes: int | None = None
+    """A request may be so long if it has a frame of its own; None: no longer than other frames."""
     lifeline: Lifeline = field(factory=Lifeline)
     """Told what each answer proves, before anyone acts on the answer."""
     queued: deque[Call] = field(factory=deque)
@@ -154,19 +159,21 @@ class Outbox:
         """
         parts: list[str] = []
         size = 2
+        longest = max(self.frame_bytes, self.request_bytes or 0)
         while self.queued and len(parts) < self.frame_requests:
             call = self.queued[0]
             if call.abandoned:
                 self.queued.popleft()
                 continue
             text = call.encode(self.next_id, now)
-            if len(text) + 2 > self.frame_bytes:
+            length = len(text) if text.isascii() else len(text.encode())
+            if length + 2 > longest:
                 self.queued.popleft()
-                call.settle(_too_long(self.frame_bytes))
+                call.settle(_too_long(longest))
                 continue
-            if size + len(text) + 1 > self.frame_bytes:
+            if parts and size + length + 1 > self.frame_bytes:
                 break
-            size += len(text) + 1
+            size += length + 1
             parts.append(text)
             self._sent(self.queued.popleft(), now)
         if not parts:

@@ -35,7 +35,8 @@ from leasekeeper_client.errors import (
 )
 
 SUBPROTOCOL: Final = "leasekeeper.v1"
-MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
+"""A server joins what is ready, and lets 4 MiB pile up by default."""
 READ_BYTES: Final = 65536
 
 

@@ -297,6 +297,51 @@ class ConnectionFailed(KeeperError):
         self.close_code = close_code
 
 
+class ValueNotFound(KeeperError):
+    """There is no such thing, as whoever was to load it has found out, now or lately.
+
+    Attributes:
+        key: Of what.
+        retry_after: Seconds for which that is believed.
+    """
+
+    def __init__(self, message: str, *, key: str = "", retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.key = key
+        self.retry_after = retry_after
+
+
+class ValueTooLarge(LimitReached):
+    """A value that is longer, on the wire, than the server takes."""
+
+
+class UnknownCodec(KeeperError):
+    """A cached value is there, but under a codec that is not in use here.
+
+    Attributes:
+        tag: The name of the codec.
+    """
+
+    def __init__(self, message: str, *, tag: object = None) -> None:
+        super().__init__(message)
+        self.tag: str = str(tag)
+
+
+class WriteExpired(KeeperError):
+    """A write-through took longer than it had said.
+
+    The cache has not kept what is old: all of it is invalid now. But reads in between may have
+    returned it, and have been cached until the end of the write.
+
+    Attributes:
+        key: What was written.
+    """
+
+    def __init__(self, message: str, *, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
+
+
 FROM_WIRE: Final[Mapping[int, type[KeeperError]]] = {
     -32001: Busy,
     -32002: LeaseLost,
@@ -325,3 +370,10 @@ def error_from_wire(code: int, message: str, data: Mapping[str, object]) -> Keep
     if found is None:
         return ProtocolError(f"the server answered with error {code}: {message}")
     return found.from_wire(message, data)
+
+
+def may_have_been_done(error: KeeperError) -> bool:
+    """Return whether a request that failed so may have been carried out all the same."""
+    if isinstance(error, Unavailable):
+        return error.outcome != "none"
+    return isinstance(error, (ConnectionFailed, ProtocolError))

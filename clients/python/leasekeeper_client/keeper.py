@@ -25,9 +25,12 @@ from leasekeeper_client._plan import LeaseOptions, Plan, check_name
 from leasekeeper_client._rpc import constant
 from leasekeeper_client._settings import Settings
 from leasekeeper_client._websocket import parse_address
+from leasekeeper_client.cache import Cache
+from leasekeeper_client.codecs import Codec
 from leasekeeper_client.errors import Busy, LeaseLost
 from leasekeeper_client.lease import Lease, LeaseSet, chain_loss, is_loss_of
 from leasekeeper_client.model import ListedLease, NameState, listed_from, name_state_from
+from leasekeeper_client.writes import Consumer, DeadWrite, Write, consume, list_dead, revive
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -105,6 +108,12 @@ class Keeper:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._cache = Cache(engine)
+
+    @property
+    def cache(self) -> Cache:
+        """The cache; see `Cache`."""
+        return self._cache
 
     @property
     def connected(self) -> bool:
@@ -304,6 +313,54 @@ class Keeper:
         params = constant(name=name, reason=reason)
         answer = await self._engine.ask("lease.break", params, repeatable=False)
         return integer(as_object(answer.result), "broken")
+
+    def writes(
+        self, queue: str, *, max: int = 16, claim: float = 30.0, codec: Codec | None = None
+    ) -> AsyncGenerator[Write, None]:
+        """Iterate over the queued writes of a queue, for ever: each is to be carried out.
+
+        Each is yielded to one program of the fleet at a time, the longest-waiting first, with the
+        latest value of its key. Several are claimed at once, and their time runs while they wait
+        here; those that are left over are given back. An outage is waited for.
+
+        Args:
+            queue: The name that `keeper.cache.write_behind` was given.
+            max: How many to claim at once.
+            claim: Seconds after which others may claim the same write (0.1 to 600).
+            codec: How values travel; those that travel as JSON are always read.
+
+        Raises:
+            Forbidden, LimitReached, KeeperError: The server refused.
+            ConnectionFailed: This keeper is closed, or no server wants it any more.
+            ValueError: An argument is out of range.
+
+        Cancellation: what was claimed and not yielded is given back.
+        """
+        return consume(Consumer(self._engine, codec or self._cache.codec, queue, max, claim))
+
+    def writes_dead(
+        self, queue: str, *, codec: Codec | None = None
+    ) -> AsyncGenerator[DeadWrite, None]:
+        """Iterate over the writes of a queue that have failed too often: once through.
+
+        Raises:
+            KeeperError: The server refused, or could not be asked.
+            ValueError: The name of the queue is none.
+        """
+        check_name(queue)
+        return list_dead(self._engine, codec or self._cache.codec, queue)
+
+    async def writes_revive(self, queue: str, *keys: str) -> int:
+        """Queue writes again that have failed too often.
+
+        Returns:
+            How many: a key that was written since is not among them.
+
+        Raises:
+            KeeperError: The server refused, or could not be asked: some may be queued.
+            ValueError: A name is none.
+        """
+        return await revive(self._engine, queue, keys)
 
     @asynccontextmanager
     async def _hold_one(self, plan: Plan) -> AsyncIterator[Lease]:

@@ -1,6 +1,6 @@
 """What the server tells about leases. Durations are seconds."""
 
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from attrs import frozen
 
@@ -16,6 +16,9 @@ from leasekeeper_client._json import (
 )
 
 Mode: TypeAlias = Literal["exclusive", "shared"]
+VALUE_BYTES: Final = 1024 * 1024
+ENVELOPE_BYTES: Final = 8192
+"""What goes around a value in its request: the key, sixteen tags, the etag."""
 
 
 @frozen
@@ -103,6 +106,7 @@ class SessionInfo:
         message_bytes: The longest message the server takes.
         batch_requests: The most requests it takes in one message.
         grace: Seconds for which a dropped session's leases are kept; None when it does not say.
+        value_bytes: The longest value it caches, as JSON.
     """
 
     server: str
@@ -111,6 +115,7 @@ class SessionInfo:
     message_bytes: int
     batch_requests: int
     grace: float | None
+    value_bytes: int = VALUE_BYTES
 
 
 def mode_from(obj: JsonObject) -> Mode:
@@ -160,13 +165,16 @@ def session_from(value: object) -> SessionInfo:
     """Return what `session.open` answered; limits that it does not name have their defaults."""
     obj = as_object(value)
     limits = as_object(obj.get("limits", {}))
+    message_bytes = integer_or(limits, "message_bytes", 65536)
+    value_bytes = integer_or(limits, "value_bytes", VALUE_BYTES)
     return SessionInfo(
         server=text_or(obj, "server", ""),
         version=text_or(obj, "version", ""),
         heartbeat=seconds_or(obj, "heartbeat_ms", 10.0),
-        message_bytes=integer_or(limits, "message_bytes", 65536),
+        message_bytes=message_bytes,
         batch_requests=integer_or(limits, "batch_requests", 1000),
         grace=_seconds_or_none(limits, "grace_ms"),
+        value_bytes=min(value_bytes, message_bytes - ENVELOPE_BYTES),
     )
 
 

@@ -25,16 +25,28 @@ from leasekeeper_client._engine import Engine, running
 from leasekeeper_client._hold import Hold
 from leasekeeper_client._names import name_maker
 from leasekeeper_client._plan import LeaseOptions, Plan, check_name
+from leasekeeper_client.codecs import Codec
 from leasekeeper_client.errors import Busy, LeaseLost
 from leasekeeper_client.keeper import CAMPAIGN_PAUSE, make_settings
 from leasekeeper_client.keeper import Keeper as AsyncKeeper
 from leasekeeper_client.lease import LeaseGroup, LeaseView, chain_loss, is_loss_of
 from leasekeeper_client.model import ListedLease, NameState
+from leasekeeper_client.sync_cache import Cache, CachedFunction, Write, WriteBehind, consume
+from leasekeeper_client.writes import Consumer, DeadWrite
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["Keeper", "Lease", "LeaseSet", "connect"]
+__all__ = [
+    "Cache",
+    "CachedFunction",
+    "Keeper",
+    "Lease",
+    "LeaseSet",
+    "Write",
+    "WriteBehind",
+    "connect",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -121,6 +133,13 @@ class Keeper:
         self._engine = engine
         self._keeper = AsyncKeeper(engine)
         self._process = os.getpid()
+        cache = self._keeper.cache
+        self._cache = Cache(cache, engine, portal, self._call, self._check_process)
+
+    @property
+    def cache(self) -> Cache:
+        """The cache; see `Cache`."""
+        return self._cache
 
     @property
     def connected(self) -> bool:
@@ -294,6 +313,34 @@ class Keeper:
         """
         return self._call(partial(self._keeper.break_lease, name, reason))
 
+    def writes(
+        self, queue: str, *, max: int = 16, claim: float = 30.0, codec: Codec | None = None
+    ) -> Generator[Write, None, None]:
+        """Iterate over the queued writes of a queue, for ever: `leasekeeper_client.Keeper.writes`.
+
+        Each is to be carried out in `with write:`.
+        """
+        consumer = Consumer(self._engine, codec or self._cache.codec, queue, max, claim)
+        return consume(consumer, self._call)
+
+    def writes_dead(self, queue: str, *, codec: Codec | None = None) -> Iterator[DeadWrite]:
+        """Iterate over the writes of a queue that have failed too often: once through.
+
+        Raises:
+            KeeperError: The server refused, or could not be asked.
+            ValueError: The name of the queue is none.
+        """
+        letters = self._keeper.writes_dead(queue, codec=codec)
+        while True:
+            try:
+                yield self._call(letters.__anext__)
+            except StopAsyncIteration:
+                return
+
+    def writes_revive(self, queue: str, *keys: str) -> int:
+        """Queue writes again that have failed too often; return how many."""
+        return self._call(partial(self._keeper.writes_revive, queue, *keys))
+
     @contextmanager
     def _hold_one(self, plan: Plan) -> Iterator[Lease]:
         leases, _ = self._acquire(plan)
@@ -328,8 +375,7 @@ class Keeper:
         give_up: Callable[[], Awaitable[None]] | None = None,
     ) -> T:
         """Run a function in the background thread, and stop it if this thread is interrupted."""
-        if os.getpid() != self._process:
-            raise RuntimeError("this keeper was made before a fork; connect in each process")
+        self._check_process()
         future: Future[T] | None = None
         try:
             future = self._portal.start_task_soon(function)
@@ -342,6 +388,10 @@ class Keeper:
                 if give_up is not None:
                     self._portal.start_task_soon(give_up)
             raise
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError("this keeper was made before a fork; connect in each process")
 
 
 @define

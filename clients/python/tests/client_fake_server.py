@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from anyio.abc import SocketAttribute, SocketStream, TaskGroup
@@ -398,10 +398,19 @@ class FakeServer:
             self.do(peer, request)
 
 
+S = TypeVar("S", bound=FakeServer)
+
+
 @asynccontextmanager
 async def fake_server(**options: Any) -> AsyncIterator[FakeServer]:
     """Serve on a free port of the loopback until the body is done."""
-    server = FakeServer(**options)
+    async with serving(FakeServer(**options)) as server:
+        yield server
+
+
+@asynccontextmanager
+async def serving(server: S) -> AsyncIterator[S]:
+    """Have this server serve on a free port of the loopback until the body is done."""
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     port = listener.extra(SocketAttribute.local_port)
     server.url = f"ws://127.0.0.1:{port}/"
