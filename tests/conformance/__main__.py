@@ -13,6 +13,8 @@ def main() -> int:
     """Play, report, and answer the exit status: 0 if nothing failed."""
     arguments = _parse()
     options: dict[str, Json] = {"token": arguments.token} if arguments.token else {}
+    if arguments.volatile_writes:
+        options["volatile_writes"] = True
     scenarios = [s for s in load_all() if arguments.only in s.id]
     fitting = [s for s in scenarios if dict(s.given) == options]
     failed = sum(not _passes(scenario, Target(arguments.url)) for scenario in fitting)
@@ -29,6 +31,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="TEXT", help="ids with this text in them")
     parser.add_argument(
         "--token", help="the token this server requires: plays the scenarios that are given it"
+    )
+    parser.add_argument(
+        "--volatile-writes",
+        action="store_true",
+        help="this server takes writes.put: plays the scenarios that need it",
     )
     return parser.parse_args()
 

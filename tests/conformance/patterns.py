@@ -226,7 +226,9 @@ def match_unordered(
         return differs(path, f"to have {len(expected)} elements", values)
     owner: dict[int, int] = {}
     for i, pattern in enumerate(expected):
-        if not _augment(i, expected, values, owner, set(), bindings):
+        if i not in owner and match(pattern, values[i], dict(bindings)) is None:
+            owner[i] = i
+        elif not _augment(i, expected, values, owner, set(), bindings):
             taken = {v for v, p in owner.items() if p < i}
             left = [v for j, v in enumerate(values) if j not in taken]
             return f"{path} has nothing left that matches {show(pattern)}, only {show(left)}"

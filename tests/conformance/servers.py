@@ -9,9 +9,17 @@ from tests.conformance.vectors import Json
 from tests.processes import RunningServer, ServerFailed, running_server
 
 
+@attrs.frozen
+class Kind:
+    """How a server was started."""
+
+    token: str | None
+    volatile_writes: bool
+
+
 @attrs.define
 class Servers:
-    """One shared server for each token, started when it is first asked for, on the same store.
+    """One shared server for each kind, started when it is first asked for, on the same store.
 
     A start that failed is remembered, so that a missing server fails every test at once rather
     than slowly.
@@ -19,28 +27,31 @@ class Servers:
 
     _stack: contextlib.ExitStack
     _store: str = "memory"
-    _shared: dict[str | None, RunningServer | ServerFailed] = attrs.field(factory=dict)
+    _shared: dict[Kind, RunningServer | ServerFailed] = attrs.field(factory=dict)
 
     @contextlib.contextmanager
     def given(self, given: dict[str, Json]) -> Iterator[RunningServer]:
         """The server that a scenario asks for."""
         token = given.get("token")
         assert token is None or isinstance(token, str)
+        kind = Kind(token, bool(given.get("volatile_writes")))
         if given.get("private"):
-            with running_server(token, store=self._store) as server:
+            with self._started(kind) as server:
                 yield server
         else:
-            yield self._get(token)
+            yield self._get(kind)
 
-    def _get(self, token: str | None) -> RunningServer:
-        if token not in self._shared:
+    def _get(self, kind: Kind) -> RunningServer:
+        if kind not in self._shared:
             try:
-                self._shared[token] = self._stack.enter_context(
-                    running_server(token, store=self._store)
-                )
+                self._shared[kind] = self._stack.enter_context(self._started(kind))
             except ServerFailed as failure:
-                self._shared[token] = failure
-        server = self._shared[token]
+                self._shared[kind] = failure
+        server = self._shared[kind]
         if isinstance(server, ServerFailed):
             raise server
         return server
+
+    def _started(self, kind: Kind) -> contextlib.AbstractContextManager[RunningServer]:
+        options = ["--allow-volatile-writes"] if kind.volatile_writes else []
+        return running_server(kind.token, store=self._store, options=options)

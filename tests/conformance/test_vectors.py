@@ -14,7 +14,7 @@ from tests.conformance.vectors import SPEC, VECTORS, Json, Scenario, files, load
 PROTOCOL: Final = (SPEC / "protocol.md").read_text(encoding="utf-8")
 SCHEMA: Final = json.loads((VECTORS / "vector.schema.json").read_text(encoding="utf-8"))
 CLAUSE: Final = re.compile(r"^- \*\*([A-Z]+-[1-9][0-9]*)\*\* ", re.MULTILINE)
-CITED: Final = re.compile(r"\b[A-Z]{3,}-[1-9][0-9]*\b")
+CITED: Final = re.compile(r"\b[A-Z]{2,}-[1-9][0-9]*\b")
 CLAUSES: Final = CLAUSE.findall(PROTOCOL)
 
 # Clauses that no vector plays, and why none can. ADV-*, advice to clients, is excused as a whole.
@@ -32,6 +32,12 @@ EXCUSED: Final = {
     "RES-5": "needs a second server over the same store",
     "SESS-8": "needs an outage of a part of the store",
     "LOST-3": "needs an outage of the store",
+    "CACHE-7": "needs a store that loses data, and that comes back with less",
+    "TAG-4": "needs more tags than a server remembers",
+    "SET-5": "says what is not promised",
+    "WT-9": "says what is not promised",
+    "WRITE-3": "says what is not promised",
+    "WRITE-22": "says what is not promised",
 }
 
 
