@@ -23,12 +23,23 @@ SHORT: Final = {
     "P2": ("leasekeeper", "redis", "lines", "websocket"),
     "P3": ("leasekeeper", "redis", "redis-unix"),
     "P3b": ("redis-two",),
+    "P4": ("leasekeeper", "redis-two"),
+    "P7": ("leasekeeper", "redis", "get", "bare"),
+    "P7c": ("leasekeeper", "redis", "get", "bare"),
 }
 """What each shape is measured against, in the order within a round."""
-LONG: Final = {"P5": ("redis",), "P5h": ("redis",), "M1": ("leasekeeper", "redis")}
+LONG: Final = {
+    "P5": ("redis",),
+    "P5h": ("redis",),
+    "M1": ("leasekeeper", "redis"),
+    "T1": ("leasekeeper", "redis"),
+}
 """Those that take minutes: only when they are named, once, with servers of their own."""
 
-OPTIONS: Final = {("M1", "redis"): ("--fence-memory-ms", "1000")}
+OPTIONS: Final = {
+    ("M1", "redis"): ("--fence-memory-ms", "1000"),
+    ("T1", "redis"): ("--fence-memory-ms", "1000"),
+}
 """What a server is started with for a long shape."""
 STORES: Final = ("memory", "redis")
 
@@ -39,9 +50,13 @@ P1   50 workers over one connection, each with a lock of its own
 P2   50 connections, one request each at a time
 P3   20 waiters on one lock
 P3b  the same, spread over two servers of one Redis
+P4   10,000 callers of one missing key: one of them loads it for all
 P5   100,000 leases held and renewed, kept alive by pongs: some two minutes
 P5h  the same, kept alive by heartbeats
+P7   50 workers over one connection, each with a cached value of its own
+P7c  50 connections, each with a cached value of its own
 M1   a million names, each used once: some minutes for each store
+T1   100,000 values of one tag, invalidated at once; a million with tags that expire: some minutes
 """
 
 
@@ -65,7 +80,7 @@ def parse() -> tuple[Plan, Path]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "shapes", nargs="*", metavar="SHAPE", help=f"by default {' '.join(SHORT)}: four minutes"
+        "shapes", nargs="*", metavar="SHAPE", help=f"by default {' '.join(SHORT)}: seven minutes"
     )
     parser.add_argument("--store", choices=[*STORES, "both"], default="both")
     parser.add_argument("--rounds", type=int, default=5, help="of the short shapes")
@@ -108,8 +123,13 @@ def kinds_of(
     stores: Sequence[str],
 ) -> dict[str, tuple[str, ...]]:
     """The wanted shapes that some server of ours has a store for, with the yardsticks."""
+    possible = {
+        name
+        for name, kind in KINDS.items()
+        if kind.store in {None, *stores} and ("redis" in stores or not kind.needs_redis)
+    }
     kept = {
-        shape: tuple(kind for kind in kinds if KINDS[kind].store in {None, *stores})
+        shape: tuple(kind for kind in kinds if kind in possible)
         for shape, kinds in shapes.items()
         if shape in wanted
     }
@@ -122,7 +142,7 @@ def kinds_of(
 
 def sizes_of(asked: argparse.Namespace) -> list[str]:
     """The sizes of the long shapes, as options of the load."""
-    names = ("leases", "connections", "ttl_ms", "names")
+    names = ("leases", "connections", "ttl_ms", "names", "tagged", "cycles")
     return [
         word
         for name in names

@@ -11,12 +11,15 @@ from typing import Final
 
 from attrs import frozen
 
+from bench.herd import one_load_for_all
+from bench.hits import hits_each, hits_together
 from bench.holding import Size, held_and_renewed
 from bench.line import hand_offs, hand_offs_between
 from bench.names import many_names
 from bench.observed import Figures, Observed, Store
 from bench.pinning import pin
 from bench.shapes import Target, Window, one_connection, one_request_each
+from bench.tags import tagged_values
 
 
 @frozen
@@ -30,6 +33,8 @@ class Load:
     connections: int
     ttl_ms: int
     names: int
+    tagged: int
+    cycles: int
 
     def size(self, *, heartbeats: bool) -> Size:
         """That of P5."""
@@ -47,11 +52,15 @@ SHAPES: Final[dict[str, Callable[[Load], Figures]]] = {
     "P2": lambda load: one_request_each(alone(load), load.window, connections=50),
     "P3": lambda load: hand_offs(alone(load), load.window, waiters_count=20),
     "P3b": lambda load: hand_offs_between(load.targets, load.window, waiters_count=20),
+    "P4": lambda load: one_load_for_all(load.targets, load.observed, connections=10),
     "P5": lambda load: held_and_renewed(alone(load), load.observed, load.size(heartbeats=False)),
     "P5h": lambda load: held_and_renewed(alone(load), load.observed, load.size(heartbeats=True)),
+    "P7": lambda load: hits_together(alone(load), load.window, load.observed, values_count=50),
+    "P7c": lambda load: hits_each(alone(load), load.window, connections=50),
     "M1": lambda load: many_names(alone(load), load.observed, 50, load.names),
+    "T1": lambda load: tagged_values(alone(load), load.observed, load.tagged, load.cycles),
 }
-WINDOWED: Final = {"P1", "P2", "P3", "P3b"}
+WINDOWED: Final = {"P1", "P2", "P3", "P3b", "P7", "P7c"}
 """Those that last as long as they are told."""
 
 
@@ -59,7 +68,9 @@ def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Make load on servers, and print figures.")
     parser.add_argument("shape", choices=sorted(SHAPES))
-    parser.add_argument("--target", choices=["leasekeeper", "lines", "websocket"], required=True)
+    parser.add_argument(
+        "--target", choices=["leasekeeper", "lines", "websocket", "redis"], required=True
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, action="append", required=True)
     parser.add_argument("--server-pid", type=int, action="append", default=[])
@@ -78,6 +89,8 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connections", type=int, default=0, help="1,000 leases on each, if 0")
     parser.add_argument("--ttl-ms", type=int, default=30_000, help="of P5 and P5h")
     parser.add_argument("--names", type=int, default=1_000_000, help="of M1")
+    parser.add_argument("--tagged", type=int, default=100_000, help="values of one tag, of T1")
+    parser.add_argument("--cycles", type=int, default=1_000_000, help="values that expire, of T1")
 
 
 def main() -> None:
@@ -95,6 +108,8 @@ def main() -> None:
         connections=asked.connections or -(-asked.leases // 1000),
         ttl_ms=asked.ttl_ms,
         names=asked.names,
+        tagged=asked.tagged,
+        cycles=asked.cycles,
     )
     figures = SHAPES[asked.shape](load)
     print(json.dumps(figures | observed.shares() if asked.shape in WINDOWED else figures))

@@ -12,7 +12,7 @@ from bench.shapes import NAMES, Target, Worker, ask_together, open_session
 SAMPLES: Final = 100
 """How often memory is looked at."""
 GONE_S: Final = 10.0
-"""How long after the last release keys may linger; the servers remember fences for a second."""
+"""How long after the end keys may linger; the servers are told to remember for a second."""
 
 
 class Passer(Worker):

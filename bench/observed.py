@@ -5,6 +5,7 @@ Figures of other processes come from /proc; where there is none they are not num
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from attrs import frozen
 Figures = dict[str, float]
 """`rate` is what the shape counts, per second: lock cycles, messages, hand-offs, renewals, ..."""
 
+_THE_END: Final = "that is all"
 _USER_TICKS: Final = 11
 _SYSTEM_TICKS: Final = 12
 
@@ -64,6 +66,18 @@ class Store:
         with redis.Redis.from_url(self.url) as client:
             said = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})
         return int(said["calls"])
+
+    def commands_during(self, act: Callable[[], None]) -> int:
+        """How many commands it is sent while that lasts, by whomever; not those of scripts."""
+        with redis.Redis.from_url(self.url) as watcher, redis.Redis.from_url(self.url) as client:
+            client.ping()
+            with watcher.monitor() as monitor:
+                act()
+                client.echo(_THE_END)
+                count = 0
+                while (seen := monitor.next_command())["command"] != f"ECHO {_THE_END}":
+                    count += seen["client_type"] != "lua"
+        return count
 
 
 class Observed:

@@ -9,12 +9,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from attrs import frozen
 
 from bench.observed import Figures, Store
 from bench.pinning import Cores, pin
-from bench.redises import running_redis
+from bench.redises import HOST, running_redis
 
 LISTENING: Final = re.compile(r"listening on \w+://(?P<host>[^:/]+):(?P<port>\d+)")
 STOP_S: Final = 15
@@ -34,12 +35,19 @@ class Kind:
 
     title: str
     target: str = "leasekeeper"
-    """What the load talks to: `leasekeeper`, `lines` or `websocket`."""
+    """What the load talks to: `leasekeeper`, `redis`, `lines` or `websocket`."""
     store: str | None = None
     """`memory` or `redis`; a yardstick has none."""
+    yardstick: str | None = None
+    """The module that runs instead of ours, `bench.echo` or `bench.getter`; or `redis` itself."""
     servers: int = 1
     by_socket_file: bool = False
     """Whether the server reaches Redis by its Unix socket."""
+
+    @property
+    def needs_redis(self) -> bool:
+        """Whether there is a Redis in it."""
+        return self.store == "redis" or self.yardstick in {"bench.getter", "redis"}
 
 
 KINDS: Final = {
@@ -47,8 +55,10 @@ KINDS: Final = {
     "redis": Kind("leasekeeper on Redis", store="redis"),
     "redis-unix": Kind("leasekeeper on Redis, Unix socket", store="redis", by_socket_file=True),
     "redis-two": Kind("two leasekeepers on one Redis", store="redis", servers=2),
-    "lines": Kind("raw Trio TCP echo", target="lines"),
-    "websocket": Kind("WebSocket echo", target="websocket"),
+    "lines": Kind("raw Trio TCP echo", target="lines", yardstick="bench.echo"),
+    "websocket": Kind("WebSocket echo", target="websocket", yardstick="bench.echo"),
+    "get": Kind("GET of Redis in the same server", yardstick="bench.getter"),
+    "bare": Kind("bare GET of Redis", target="redis", yardstick="redis"),
 }
 
 
@@ -88,17 +98,32 @@ def running(
     """
     with contextlib.ExitStack() as stack:
         store: Store | None = None
-        command = [sys.executable, "-m", "bench.echo", kind.target]
-        if kind.store is not None:
-            command = [*serve, *options]
-        if kind.store == "redis":
-            store, socket_url = stack.enter_context(running_redis(cores.redis))
-            command += ["--store", socket_url if kind.by_socket_file else store.url]
+        store_url = ""
+        if kind.needs_redis:
+            # Where Redis is the server, it has a server's core.
+            core = cores.servers[0] if kind.yardstick == "redis" else cores.redis
+            store, socket_url = stack.enter_context(running_redis(core))
+            store_url = socket_url if kind.by_socket_file else store.url
+        if kind.yardstick == "redis":
+            assert store is not None
+            port = urlsplit(store.url).port
+            assert port is not None
+            yield Running(kind, (Server(HOST, port, store.pid),), None)
+            return
+        command = command_of(kind, [*serve, *options], store_url)
         servers = tuple(
             stack.enter_context(running_server(command, core))
             for core in cores.servers[: kind.servers]
         )
         yield Running(kind, servers, store)
+
+
+def command_of(kind: Kind, serve: Sequence[str], store_url: str) -> list[str]:
+    """What starts a server."""
+    if kind.yardstick is not None:
+        about = store_url if kind.needs_redis else kind.target
+        return [sys.executable, "-m", kind.yardstick, about]
+    return [*serve, "--store", store_url] if kind.needs_redis else list(serve)
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def busy_table(measured: dict[str, Rounds]) -> str:
-    """Who was the bottleneck, and what one lock cycle, message, hand-off, renewal or name costs.
+    """Who was the bottleneck, and what one lock cycle, message, hand-off, renewal, ... costs.
 
     The cost hardly changes when other programs take their share of the cores; the figures do.
     """

@@ -18,6 +18,12 @@ RATIO: Final = Goal(">= 60 %", lambda percent: percent >= 60)
 P50: Final = Goal("<= 0.5", lambda ms: ms <= 0.5)
 P99: Final = Goal("<= 2", lambda ms: ms <= 2)
 CORE: Final = Goal("<= 25 %", lambda percent: percent <= 25)
+SERVED: Final = Goal("<= 150", lambda ms: ms <= 150)
+INVALIDATED: Final = Goal("< 5", lambda ms: ms < 5)
+FLAT: Final = Goal("<= 4", lambda growth: growth <= 4)
+"""Bytes; what is kept for good takes at least ten times as many."""
+ONE: Final = Goal("1", lambda count: count == 1, is_law=True)
+AT_MOST_ONE: Final = Goal("<= 1", lambda count: count <= 1, is_law=True)
 NONE: Final = Goal("0", lambda count: count == 0, is_law=True)
 
 
@@ -30,10 +36,16 @@ def rows_of(shape: str, rounds: Rounds) -> list[Row]:
             return list(one_request_each_rows(rounds))
         case "P3" | "P3b":
             return list(hand_off_rows(shape, rounds))
+        case "P4":
+            return list(herd_rows(rounds))
+        case "P7" | "P7c":
+            return list(hit_rows(shape, rounds))
         case "P5" | "P5h":
             return list(holding_rows(shape, rounds))
-        case _:
+        case "M1":
             return list(names_rows(rounds))
+        case _:
+            return list(tag_rows(rounds))
 
 
 def one_connection_rows(rounds: Rounds) -> Iterator[Row]:
@@ -73,6 +85,35 @@ def hand_off_rows(shape: str, rounds: Rounds) -> Iterator[Row]:
         yield row(what=what + "p99", unit="ms", values=figure("p99_ms"), goal=P99)
         yield row(what="grants out of order", unit="", values=figure("out_of_order"), goal=NONE)
         yield row(what="hand-offs measured", unit="", values=figure("hand_offs"))
+
+
+def herd_rows(rounds: Rounds) -> Iterator[Row]:
+    """P4: how often it was loaded, and when it was there for all."""
+    for kind in rounds:
+        figure = partial(column, rounds, kind)
+        row = partial(Row, "P4", server=KINDS[kind].title)
+        callers, connections = figure("callers")[0], figure("connections")[0]
+        what = f"{callers:,.0f} callers of a missing key, {connections:,.0f} connections: loads"
+        yield row(what=what, unit="", values=figure("loads"), goal=ONE)
+        last = figure("last_ms")
+        yield row(what="last caller served after the fill", unit="ms", values=last, goal=SERVED)
+        yield row(what="half of them", unit="ms", values=figure("p50_ms"))
+
+
+def hit_rows(shape: str, rounds: Rounds) -> Iterator[Row]:
+    """P7 and P7c: ours, and as a share of a GET without us, and without a cache in us."""
+    over = "50 workers, one connection" if shape == "P7" else "50 connections, one request each"
+    for kind in rounds:
+        title, store, rates = KINDS[kind].title, KINDS[kind].store, column(rounds, kind, "rate")
+        yield Row(shape, f"{over}: values of 1 KiB", title, "1/s", rates)
+        if store == "redis":
+            for yardstick in ("get", "bare"):
+                others = column(rounds, yardstick, "rate")
+                shares = [100 * ours / other for ours, other in zip(rates, others, strict=True)]
+                yield Row(shape, f"share of the {KINDS[yardstick].title}", title, "%", shares)
+            if shape == "P7":
+                commands = column(rounds, kind, "commands")
+                yield Row(shape, "commands to Redis for a hit", title, "", commands, AT_MOST_ONE)
 
 
 def holding_rows(shape: str, rounds: Rounds) -> Iterator[Row]:
@@ -116,6 +157,30 @@ def names_rows(rounds: Rounds) -> Iterator[Row]:
                 yield row(what=f"memory of {whose} {when}", unit="MiB", values=sizes)
         slope = figure("bytes_per_name")
         yield row(what="server's growth, second half", unit="bytes a name", values=slope)
+        if KINDS[kind].store == "redis":
+            yield row(what="keys left in Redis", unit="", values=figure("keys_left"), goal=NONE)
+            yield row(what="until the last was gone", unit="s", values=figure("gone_s"))
+
+
+def tag_rows(rounds: Rounds) -> Iterator[Row]:
+    """T1: what an invalidation takes, and what is left behind."""
+    for kind in rounds:
+        figure = partial(column, rounds, kind)
+        row = partial(Row, "T1", server=KINDS[kind].title)
+        what = f"{figure('tagged')[0]:,.0f} values of one tag: invalidated, in "
+        yield row(what=what + "the median", unit="ms", values=figure("p50_ms"), goal=INVALIDATED)
+        yield row(what=what + "the worst case", unit="ms", values=figure("most_ms"))
+        revived = figure("revived")
+        yield row(what="values found after that", unit="", values=revived, goal=NONE)
+        what = f"{figure('cycles')[0]:,.0f} values with tags, set to expire"
+        yield row(what=what, unit="1/s", values=figure("rate"))
+        for whose in ("server", "redis") if KINDS[kind].store == "redis" else ("server",):
+            for when in ("before", "after"):
+                sizes = [each / MIB for each in figure(f"{whose}_bytes_{when}")]
+                yield row(what=f"memory of {whose} {when}", unit="MiB", values=sizes)
+            growth = figure(f"{whose}_growth")
+            what = f"growth of {whose}, second half"
+            yield row(what=what, unit="bytes a value", values=growth, goal=FLAT)
         if KINDS[kind].store == "redis":
             yield row(what="keys left in Redis", unit="", values=figure("keys_left"), goal=NONE)
             yield row(what="until the last was gone", unit="s", values=figure("gone_s"))

@@ -14,7 +14,7 @@ import orjson
 from attrs import frozen
 
 from bench.observed import Figures
-from bench.wire import Closed, LineWire, WebSocketWire, Wire, connect, upgrade
+from bench.wire import Closed, LineWire, RedisWire, WebSocketWire, Wire, connect, upgrade
 
 NAMES: Final = f"bench/{os.getpid()}"
 """What names begin with: those of the load before may still be held, for the server's grace."""
@@ -34,13 +34,15 @@ class Target:
     host: str
     port: int
     protocol: str
-    """`leasekeeper`; or `lines` or `websocket`, which send everything back as it came."""
+    """`leasekeeper`; `redis`; or `lines` or `websocket`, which send all back as it came."""
 
     def connect(self) -> tuple[socket.socket, Wire]:
         """A connection that is ready for the first request."""
         connection = connect(self.host, self.port)
         if self.protocol == "lines":
             return connection, LineWire()
+        if self.protocol == "redis":
+            return connection, RedisWire()
         upgrade(connection, self.host, self.port)
         return connection, WebSocketWire()
 

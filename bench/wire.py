@@ -1,4 +1,4 @@
-"""The client's end of a byte stream, as lean as Python allows: WebSocket frames, or lines.
+"""The client's end of a byte stream, as lean as Python allows: WebSocket frames, lines, or Redis'.
 
 It understands what a server of ours sends (whole text frames, pings, a close) and nothing more: no
 fragments, no extensions. A conforming client belongs in `clients/`.
@@ -9,6 +9,8 @@ import os
 import socket
 import sys
 from typing import Final, Protocol
+
+import hiredis
 
 HEADER_END: Final = b"\r\n\r\n"
 TEXT: Final = 0x81
@@ -134,6 +136,35 @@ class LineWire:
 
     def replies(self) -> bytes:
         """Nothing: lines need no pongs."""
+        return b""
+
+
+def redis_command(*words: bytes) -> bytes:
+    """A command as Redis takes it."""
+    parts = (b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+    return b"*%d\r\n" % len(words) + b"".join(parts)
+
+
+class RedisWire:
+    """What Redis speaks. A payload to send is a command, or several."""
+
+    def __init__(self) -> None:
+        self._reader = hiredis.Reader()
+
+    def encode(self, payload: bytes) -> bytes:
+        """The commands."""
+        return payload
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The replies that `data` completes; what is no string is described."""
+        self._reader.feed(data)
+        replies: list[bytes] = []
+        while (reply := self._reader.gets()) is not False:
+            replies.append(reply if isinstance(reply, bytes) else repr(reply).encode())
+        return replies
+
+    def replies(self) -> bytes:
+        """Nothing: Redis sends no pings."""
         return b""
 
 
