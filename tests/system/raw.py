@@ -19,9 +19,10 @@ WITHIN_S: Final = 60.0
 class Refused(Exception):
     """An error was the answer; or the connection ended, code 0."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, data: dict[str, Json] | None = None) -> None:
         super().__init__(f"{code} {message}")
         self.code: Final = code
+        self.data: Final[dict[str, Json]] = data or {}
 
 
 @attrs.define(eq=False)
@@ -57,7 +58,8 @@ class Raw:
             raise Refused(0, f"the connection ended with {self.peer.closed}")
         if "error" in answers[0]:
             error = as_object(answers[0]["error"])
-            raise Refused(as_int(error["code"]), str(error["message"]))
+            data = as_object(error["data"]) if "data" in error else None
+            raise Refused(as_int(error["code"]), str(error["message"]), data)
         return as_object(answers[0]["result"])
 
     async def call(self, method: str, **params: Json) -> dict[str, Json]:
