@@ -8,7 +8,7 @@ from attrs import define, field
 
 from leasekeeper.core.lock import Claim, HolderLost, WaiterGranted
 from leasekeeper.messages import LeaseState
-from leasekeeper.store.api import StoreEvent
+from leasekeeper.store.api import Changed, StoreEvent
 from leasekeeper.store.redis.calling import Caller
 from leasekeeper.store.redis.interests import Interests
 from leasekeeper.store.redis.looking import Looking
@@ -83,3 +83,19 @@ async def test_a_lease_that_is_over_is_lost_whatever_the_answer_knew() -> None:
     await trio.sleep(0.005)
     seen.compare(0, b"0")
     assert len(seen.events) == 1
+
+
+async def test_who_has_only_begun_to_watch_is_not_told_of_a_change() -> None:
+    """WAT-1: the answer to `lease.watch` has the state; a look that comes before it is no news."""
+    seen, states = Seen(), [(), ((FENCE, False),)]
+
+    async def view(name: str) -> LeaseState:
+        seen.interests[name].seen = states.pop(0)
+        return LeaseState(name, (), (), 0)
+
+    seen.looking.view = view
+    seen.interests.watch("n")
+    await seen.looking._look_for_watcher("n")
+    assert not seen.events
+    await seen.looking._look_for_watcher("n")
+    assert [type(each.what) for each in seen.events] == [Changed]

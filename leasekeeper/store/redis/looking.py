@@ -178,7 +178,8 @@ class Looking:
         except Unavailable:
             self.interests.postpone(name, _RETRY_MS)
             return
-        if interest.seen != seen:
+        # Whoever has only begun to watch, and has seen nothing, is answered with the state.
+        if seen is not None and interest.seen != seen:
             self.on_event(StoreEvent(name, Changed(state)))
 
 
