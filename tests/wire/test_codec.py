@@ -30,6 +30,7 @@ from leasekeeper.messages import (
     LeaseInspect,
     LeaseList,
     LeaseLost,
+    LeaseReleased,
     LeaseResume,
     LostReason,
     Mode,
@@ -436,3 +437,14 @@ def test_an_answer_echoes_the_id(request_id: Any, grant: LeaseGrant) -> None:  #
     for answer in (encode_result(request_id, grant), encode_error(request_id, Lost())):
         echoed = orjson.loads(answer)["id"]
         assert (echoed, type(echoed)) == (request_id, type(request_id))
+
+
+def test_a_result_that_many_get_is_the_same_under_every_id() -> None:
+    """And never another's, however alike they are."""
+    one, other = LeaseReleased(released=True), LeaseReleased(released=False)
+    answers = [encode_result(number, each) for number, each in enumerate([one, one, other])]
+    assert [orjson.loads(each) for each in answers] == [
+        {"jsonrpc": "2.0", "id": 0, "result": {"released": True}},
+        {"jsonrpc": "2.0", "id": 1, "result": {"released": True}},
+        {"jsonrpc": "2.0", "id": 2, "result": {"released": False}},
+    ]
