@@ -255,4 +255,3 @@ def check_enough(history: History) -> None:
     events = history.events
     for what in ("hit", "load", "stored", "voided", "invalidated", "stored by a writer"):
         assert events[what] >= 5, events
-    print(events)
