@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Final
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from leasekeeper.core.fills import Conflict, Content
 from leasekeeper.core.writes import (
@@ -86,10 +86,7 @@ class RedisWrites:
         if partitions == 1:
             parts = await self._claim(queue, take, {0: (take.count, ANSWER_BYTES_MAX)})
         else:
-            parts = await self._claim(queue, take, dict.fromkeys(range(partitions), (0, 0)))
-            if shares := _shared_out(parts, take.count):
-                there = await self._claim(queue, take, shares)
-                parts = [each for each in parts if each.partition not in shares] + there
+            parts = await self._claim_in_rounds(queue, take, partitions)
         spent = [key for part in parts for key in part.spent]
         settled = await self._settle(
             queue, [(key, "") for key in spent], "spent", take.attempts_max
@@ -227,6 +224,27 @@ class RedisWrites:
             raise problems[0]
         return parts
 
+    async def _claim_in_rounds(self, queue: str, take: Take, partitions: int) -> list[_Part]:
+        """What all partitions come to. A round shares out what is wanted as if each of them had
+        enough; the next one asks those that have more for what others had not."""
+        heads = await self._claim(queue, take, dict.fromkeys(range(partitions), (0, 0)))
+        found = heads
+        count, room = take.count, ANSWER_BYTES_MAX
+        while shares := _shared_out(heads, count, room):
+            there = await self._claim(queue, take, shares)
+            found = [*found, *there]
+            writes = [write for part in there for write in part.writes]
+            if not writes:
+                break
+            count -= len(writes)
+            room -= sum(len(write.value.text) for write in writes)
+            heads = there
+        newest = {part.partition: part for part in found}
+        return [
+            evolve(part, ready_ms=part.ready_ms if part is newest[part.partition] else None)
+            for part in found
+        ]
+
     def _partition_of(self, key: str) -> int:
         return partition_of(key, self.partitions())
 
@@ -236,17 +254,18 @@ def _share(most: int, partitions: int) -> int:
     return -(-most // partitions)
 
 
-def _shared_out(parts: Sequence[_Part], count: int) -> dict[int, tuple[int, int]]:
-    """How many writes, and bytes, to claim in which partitions: where they have waited longest."""
+def _shared_out(parts: Sequence[_Part], count: int, room: int) -> dict[int, tuple[int, int]]:
+    """How many writes, and bytes, to claim in which partitions, of so many: where they have waited
+    longest. The first of all always fits, unless others have been claimed."""
     ready = [
         (part.ready_ms, part.partition, part.size)
         for part in parts
         if part.ready_ms is not None and part.ready_ms <= part.now_ms
     ]
     sizes: dict[int, int] = {}
-    left = ANSWER_BYTES_MAX
+    left = room
     for _, partition, size in sorted(ready)[:count]:
-        if sizes and size > left:
+        if size > left and (sizes or room < ANSWER_BYTES_MAX):
             break
         sizes[partition] = size
         left = max(0, left - size)
