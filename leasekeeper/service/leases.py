@@ -62,6 +62,7 @@ from leasekeeper.service.metrics import Metrics
 from leasekeeper.service.renewal import Renewals
 from leasekeeper.service.session import IN_USE_OTHERWISE, Session, Stage, Tenure, wait_until
 from leasekeeper.service.tenures import Tenures
+from leasekeeper.service.turns import Turns
 from leasekeeper.service.unwanted import Unwanted
 from leasekeeper.service.vouching import Vouching
 from leasekeeper.store.alarms import trio_ms
@@ -87,13 +88,15 @@ class Leases:
     renewals: Renewals = field(init=False)
     _unwanted: Unwanted = field(init=False, repr=False)
     _vouching: Vouching = field(init=False, repr=False)
+    _turns: Turns = field(factory=Turns, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self.tenures = Tenures(self.metrics)
         self.renewals = Renewals(self.store, self.limits, self.metrics, self._missing, self._late)
         self._unwanted = Unwanted(self.store, self.limits, lambda key: key in self.tenures)
+        on_asked = self._give_back_left_over
         self._vouching = Vouching(
-            self.store, self.limits, self.tenures, self._hold, self._give_back_left_over
+            self.store, self.limits, self.tenures, self._turns, self._hold, on_asked
         )
 
     async def run(self) -> None:
@@ -130,6 +133,7 @@ class Leases:
         tenure.wait_until = until
 
         async def acquire() -> Answer:
+            tenure.is_ours = True
             owned = evolve(claim, owner=self._own(tenure))
             return await self.store.acquire(ask.name, owned, wait=ask.wait_ms != 0)
 
@@ -147,17 +151,17 @@ class Leases:
         """
         self._refuse_while_draining()
         await self._unwanted.settled((ask.name, ask.lease))
-        ours = (ask.name, ask.lease) in self._unwanted
+        left_over = (ask.name, ask.lease) in self._unwanted
         tenure = self._tenure_of(session, ask.name, Claim(ask.lease, ttl_ms=0))
-        return await self._obtain(tenure, lambda: self._take_over(tenure, ask.wait_ms, ours))
+        tenure.is_ours |= left_over
+        return await self._obtain(tenure, lambda: self._take_over(tenure, ask.wait_ms))
 
-    async def _take_over(self, tenure: Tenure, wait_ms: int | None, ours: bool) -> Answer:
-        """`ours`: it was to be given back here, and will be again if this fails."""
+    async def _take_over(self, tenure: Tenure, wait_ms: int | None) -> Answer:
         try:
             answer = await self.store.resume(*tenure.key, self._own(tenure), wait_ms=wait_ms)
         except Unavailable:
             # What it has was not got by this request, and its client may still believe in it.
-            tenure.stays = tenure.stage is Stage.ASKED and not ours
+            tenure.stays = tenure.stage is Stage.ASKED
             raise
         if not isinstance(answer, Resumed):
             return answer
@@ -312,7 +316,7 @@ class Leases:
         grant = old.outcome
         held = old.stage is Stage.HELD
         new.stage = Stage.ASKED if held else old.stage
-        new.told = old.told
+        new.told, new.is_ours = old.told, old.is_ours
         self.tenures.leave(old, Cancelled("another connection took the wait over"))
         self.tenures.enter(new)
         if held and isinstance(grant, Granted):
@@ -379,23 +383,16 @@ class Leases:
                 assert_never(answer)
 
     async def _ask(self, tenure: Tenure, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        """The store's answer, if the tenure is still there to take it.
-
-        Repeated requests ask one after the other, so that no answer is older than another's.
-        """
-        if tenure.asking:
-            await tenure.next_to_ask.park()
-        tenure.asking = True
-        try:
+        """The store's answer, if the tenure is still there to take it."""
+        async with self._turns.of(tenure.key):
             if isinstance(tenure.outcome, RpcError):
                 raise tenure.outcome
-            answer = await ask()
-            tenure.stays = False  # what it has now was got here
-        except (Unavailable, trio.Cancelled):
-            self._give_back_left_over(tenure)
-            raise
-        finally:
-            tenure.asking = bool(tenure.next_to_ask.unpark())  # its turn is handed on
+            try:
+                answer = await ask()
+            except (Unavailable, trio.Cancelled):
+                self._give_back_left_over(tenure)
+                raise
+            tenure.is_ours = True  # what it has now was got here
         if isinstance(answer, Queued) and tenure.fence <= answer.fence:
             self._missing(tenure, tenure.fence)  # what it held when it asked is lost
             tenure.fence = answer.fence
@@ -406,9 +403,13 @@ class Leases:
         return answer
 
     def _give_back_left_over(self, tenure: Tenure) -> None:
-        """It was left while the store was asked for it, and nobody has taken it over."""
-        if tenure.stage is Stage.OVER and not self.tenures.find(tenure.key):
+        """It was left while the store was asked for it, and perhaps nobody has taken it over."""
+        if tenure.stage is not Stage.OVER:
+            return
+        if (successor := self.tenures.find(tenure.key)) is None:
             self._give_back(tenure)
+        else:
+            successor.is_ours |= tenure.is_ours
 
     async def _begin_waiting(self, tenure: Tenure) -> None:
         """It is in the queue, and may stay there if its session has not too many there already."""
@@ -494,5 +495,5 @@ class Leases:
         """
         if tenure.stage is not Stage.OVER and tenure.session.attached:
             self.tenures.leave(tenure, Cancelled())
-            if not tenure.stays:
+            if tenure.is_ours or not tenure.stays:
                 self._give_back(tenure)

@@ -94,16 +94,14 @@ class Tenure:
     """When the holder was last told that others wait."""
     requests: int = 0
     """How many requests wait on it now."""
-    asking: bool = False
-    """Whether a request asks the store now."""
-    next_to_ask: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
-    """The requests that will ask when it has its answer, one after the other."""
     promised: bool = False
     """Whether an answer with its grant has gone out, and its client believes in it."""
     told: bool = False
     """Whether a request was answered with its grant."""
+    is_ours: bool = False
+    """Whether the store may have it because it was asked for here."""
     stays: bool = False
-    """Whether the store may have it for another session, from which it was to be resumed."""
+    """Whether it could not be resumed, and the store may have it for another session elsewhere."""
     outcome: Granted | RpcError | None = None
     settled: trio.Event = field(factory=trio.Event)
 

@@ -12,6 +12,7 @@ from leasekeeper.errors import Cancelled, Lost, Unavailable
 from leasekeeper.service.limits import Limits
 from leasekeeper.service.session import Stage, Tenure
 from leasekeeper.service.tenures import Tenures
+from leasekeeper.service.turns import Turns
 from leasekeeper.store.alarms import trio_ms
 from leasekeeper.store.api import Store
 
@@ -29,6 +30,7 @@ class Vouching:
     store: Store
     limits: Limits
     tenures: Tenures
+    turns: Turns
     on_granted: Callable[[Tenure, Granted], None]
     on_asked: Callable[[Tenure], None]
 
@@ -46,7 +48,7 @@ class Vouching:
                     # Whoever has dropped may have been resumed elsewhere, and is left there. If a
                     # request asks for it now, its answer counts.
                     left = tenure.stage is not Stage.WAITING or not tenure.session.attached
-                    left = left or tenure.asking
+                    left = left or tenure.key in self.turns
                     if in_queue is False and not left and not await self._queue_again(tenure):
                         pause_ms = self.limits.store_retry_ms
                 if any(isinstance(answer, Unavailable) for answer in answers):
@@ -58,14 +60,15 @@ class Vouching:
     async def _queue_again(self, tenure: Tenure) -> bool:
         """Whether the store answered."""
         tenure.asked_ms = trio_ms()
-        try:
-            claim = evolve(tenure.claim, wait_ms=tenure.left_ms())
-            answer = await self.store.acquire(tenure.name, claim, wait=True, take_over=False)
-        except Unavailable as problem:
-            _log.warning("a waiter was not queued again", outcome=problem.outcome)
-            return False
-        finally:
-            self.on_asked(tenure)
+        async with self.turns.of(tenure.key):
+            try:
+                claim = evolve(tenure.claim, wait_ms=tenure.left_ms())
+                answer = await self.store.acquire(tenure.name, claim, wait=True, take_over=False)
+            except Unavailable as problem:
+                _log.warning("a waiter was not queued again", outcome=problem.outcome)
+                return False
+            finally:
+                self.on_asked(tenure)
         if tenure.stage is not Stage.WAITING:
             return True
         if isinstance(answer, Granted):
