@@ -19,6 +19,7 @@ _COMMANDS: Final = {
     "break": "leasekeeper.cli.look:break_",
     "watch": "leasekeeper.cli.look:watch",
     "doctor": "leasekeeper.cli.doctor:doctor",
+    "verify": "leasekeeper.cli.verify:verify",
 }
 """Imported only when they are run: `lock` stands in front of other people's commands."""
 
