@@ -92,7 +92,9 @@ class Leases:
 
     def __attrs_post_init__(self) -> None:
         self.tenures = Tenures(self.metrics)
-        self.renewals = Renewals(self.store, self.limits, self.metrics, self._missing, self._late)
+        self.renewals = Renewals(
+            self.store, self.limits, self.metrics, self._missing, self._late, self._give_back
+        )
         self._unwanted = Unwanted(self.store, self.limits, lambda key: key in self.tenures)
         on_asked = self._give_back_left_over
         self._vouching = Vouching(
@@ -477,7 +479,6 @@ class Leases:
         """The store did not renew it in time: its holder is told while there is time."""
         _log.warning("lease given up", lock=tenure.name, why="it was not renewed in time")
         self._lose(tenure, LostReason.STORE_LOST, "the store does not answer")
-        self._give_back(tenure)
 
     def _missing(self, tenure: Tenure, fence: int) -> None:
         """The store says that this grant is gone; no event said why."""

@@ -6,7 +6,8 @@ them all. Nothing is renewed without a sign of life, and not later than it (law 
 liveness "heartbeat" is not on the schedule: it renews by itself.
 
 A lease that the store does not renew in time is given up a moment before it would run out, while
-its holder can still be told (law L3).
+its holder can still be told (law L3). To the store it goes back when that moment is over: a holder
+that did not hear of it believes in it until then.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ class Renewals:
     """The schedule of renewals.
 
     `on_missing` hears of each grant, by fence, that is gone; `on_late` of each that is about to
-    run out because the store does not answer.
+    run out because the store does not answer, and `on_over` of the same when it has.
     """
 
     store: Store
@@ -44,9 +45,11 @@ class Renewals:
     metrics: Metrics
     on_missing: Callable[[Tenure, int], None]
     on_late: Callable[[Tenure], None]
+    on_over: Callable[[Tenure], None]
     random: Random = field(factory=Random)
     _alarms: Alarms[Session] = field(init=False, repr=False)
     _last_calls: Alarms[Tenure] = field(init=False, repr=False)
+    _ends: Alarms[Tenure] = field(init=False, repr=False)
     _batch: dict[Tenure, None] = field(factory=dict, init=False, repr=False)
     _under_way: set[Tenure] = field(factory=set, init=False, repr=False)
     _filled: trio.Event = field(factory=trio.Event, init=False)
@@ -54,12 +57,14 @@ class Renewals:
     def __attrs_post_init__(self) -> None:
         self._alarms = Alarms(self._ask_for_life)
         self._last_calls = Alarms(self._last_call)
+        self._ends = Alarms(self.on_over)
 
     async def run(self) -> None:
         """Asks sessions for a sign of life, and renews the leases of those that give it."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._alarms.run)
             nursery.start_soon(self._last_calls.run)
+            nursery.start_soon(self._ends.run)
             nursery.start_soon(self._renew_batches)
 
     def plan(self, tenure: Tenure, asked_ms: int, ttl_ms: int) -> None:
@@ -153,6 +158,7 @@ class Renewals:
     def _last_call(self, tenure: Tenure) -> None:
         if tenure.stage is Stage.HELD and tenure.renewing_ms is not None and not tenure.is_final:
             self.on_late(tenure)
+            self._ends.set(tenure, tenure.expires_ms)
 
     async def _renew_batches(self) -> None:
         """A batch does not wait for those before it: they may be at a store that is stuck."""

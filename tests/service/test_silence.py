@@ -239,7 +239,7 @@ async def test_l3_a_lease_that_is_not_renewed_is_told_as_lost_before_it_runs_out
 async def test_l3_what_was_told_as_lost_goes_back_when_the_store_answers_again(
     clock: MockClock,
 ) -> None:
-    """L5, L8: it is not left to its TTL."""
+    """L5, L8: when it would have run out, and not after another TTL."""
     store = FlakyStore()
     async with open_world(Limits(), store) as world:
         client, waiter = world.client(), world.client()
@@ -249,20 +249,20 @@ async def test_l3_what_was_told_as_lost_goes_back_when_the_store_answers_again(
         pending = await world.wait_for(waiter, "n")
         before = trio.current_time()
         await pending.done.wait()
-        assert trio.current_time() - before < 1
+        assert trio.current_time() - before < 1.1
 
 
 async def test_l3_a_lease_that_is_lost_for_the_store_s_silence_is_resumed_by_nobody(
     clock: MockClock,
 ) -> None:
-    """L1: it was given back; who told its holder so must not go on with it."""
+    """L1: it was given back when it had run out, whatever its last renewal has done."""
     store = FlakyStore()
     async with open_world(Limits(), store) as world:
         client = world.client()
         grant = await client.acquire("n", ttl_ms=60_000)
         store.script["renew"] = [HANGS]
         await told_at(client)
-        await trio.sleep(0.1)
+        await trio.sleep(1.1)
         with pytest.raises(Lost):
             await world.client().ask(LeaseResume("n", grant.lease), LeaseGrant)
 
