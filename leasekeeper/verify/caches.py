@@ -162,6 +162,7 @@ class _Voids:
 
     _keys: Mapping[str, Spans]
     _by_tag: Mapping[str, Spans]
+    _any_tag: Spans
     _tags: Mapping[str, frozenset[str]]
 
     @classmethod
@@ -181,12 +182,15 @@ class _Voids:
         return cls(
             {key: Spans.of(spans) for key, spans in keys.items()},
             {tag: Spans.of(spans) for tag, spans in by_tag.items()},
+            Spans.of(span for spans in by_tag.values() for span in spans),
             _Tags.of(history).ever,
         )
 
     def touch(self, key: str, begin: int, end: int) -> bool:
-        """Whether one was under way in this stretch."""
-        spans = [self._keys.get(key), *map(self._by_tag.get, self._tags.get(key, ()))]
+        """Whether one was under way in this stretch. A key of unknown tags may have any."""
+        tags = self._tags.get(key)
+        spans = [self._keys.get(key)]
+        spans += [self._any_tag] if tags is None else map(self._by_tag.get, tags)
         return any(each is not None and each.touch(begin, end) for each in spans)
 
 

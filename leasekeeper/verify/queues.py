@@ -152,7 +152,7 @@ def check_stuck(history: History, faults: Faults) -> Result:
         if acquire.began > healed and acquire.wait_ms is not None:
             continue  # it has a time of its own
         by = max(acquire.began, healed) + recovery_us
-        if acquire.ended < healed or by > history.last_at:
+        if acquire.ended < healed or (acquire.ended == NEVER and by > history.last_at):
             continue
         result.looked_at += 1
         late = acquire.ended == NEVER if acquire.began > healed else acquire.ended > by

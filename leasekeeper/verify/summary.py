@@ -24,7 +24,7 @@ from leasekeeper.verify.vocabulary import (
 )
 
 OUTAGES: Final = frozenset(
-    (None, Unavailable.code, Draining.code, Overloaded.code, InternalError.code)
+    (None, 0, Unavailable.code, Draining.code, Overloaded.code, InternalError.code)
 )
 """Codes of a service that does not serve, and none at all; all others are answers."""
 
