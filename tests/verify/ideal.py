@@ -275,7 +275,7 @@ class World:
         """One key, once."""
         number = self.begin(process, "read", key=key)
         known = yield from self.travel(process)
-        own = False
+        own, version = False, -1
         entry = self.cache.entry(key)
         while entry.version is None:
             if entry.fill is not None:

@@ -52,17 +52,19 @@ class Op:
         return int(self.end["at"])
 
     def __getitem__(self, member: str) -> object:
-        return {**self.begin, **(self.end or {})}[member]
+        if member in self.begin or self.end is None:
+            return self.begin[member]
+        return self.end[member]
 
 
-def ops(lines: Lines, op: str) -> Sequence[Op]:
+def ops(lines: Lines, op: str) -> list[Op]:
     """All operations of this kind."""
     ends = {(e["process"], e["id"]): e for e in lines if e["type"] in {"ok", "fail", "unknown"}}
     begins = [each for each in lines if each["type"] == "begin" and each["op"] == op]
     return [Op(each, ends.get((each["process"], each["id"]))) for each in begins]
 
 
-def events(lines: Lines, op: str) -> Sequence[Line]:
+def events(lines: Lines, op: str) -> list[Line]:
     """All events of this kind."""
     return [each for each in lines if each["type"] == "event" and each["op"] == op]
 
@@ -87,29 +89,32 @@ def successive(lines: Lines) -> Sequence[tuple[Op, Op]]:
     ]
 
 
-def faults(lines: Lines) -> Iterator[tuple[int, int]]:
-    """When they began and ended."""
-    for fault in events(lines, "fault"):
+def spans(lines: Lines) -> Iterator[tuple[int, int, object]]:
+    """When faults began and ended, and connections were dropped; and whose, if not everybody's."""
+    said = events(lines, "fault")
+    for fault in said:
         if fault["phase"] == "begin":
             ends = [
                 each["at"]
-                for each in events(lines, "fault")
+                for each in said
                 if each["phase"] == "end"
                 and (each["fault"], each["target"]) == (fault["fault"], fault["target"])
                 and each["at"] >= fault["at"]
             ]
-            yield fault["at"], min(ends, default=fault["at"])
+            yield fault["at"], min(ends, default=fault["at"]), None
+    for drop in events(lines, "dropped"):
+        yield drop["at"] - 1_000_000, drop["at"] + 1_000_000, drop["process"]
 
 
-def quiet(lines: Lines, begin: int, end: int, process: object) -> bool:
+Spans = list[tuple[int, int, object]]
+
+
+def quiet(disturbed: Spans, begin: int, end: int, process: object) -> bool:
     """Whether nothing disturbed the process in this stretch."""
-    spans = list(faults(lines))
-    spans += [
-        (each["at"] - 1_000_000, each["at"] + 1_000_000)
-        for each in events(lines, "dropped")
-        if each["process"] == process
-    ]
-    return not any(b <= end and begin <= e for b, e in spans)
+    return not any(
+        first <= end and begin <= last and whose in {None, process}
+        for first, last, whose in disturbed
+    )
 
 
 def intruder(type_: str, at: int, op: str, **members: object) -> Line:
@@ -163,11 +168,12 @@ def repeat_a_fence(lines: Lines, rng: Random) -> Lines | None:
 def extend_a_belief(lines: Lines, rng: Random) -> Lines | None:
     """A holder neither gives up nor hears of it, and the next is granted."""
     steps = [each["at"] for each in events(lines, "fault") if each.get("excuses")]
+    lasting = _lasting(lines)
     choices = [
         (one, two)
         for one, two in successive(lines)
         if not any(one.began <= at <= two.ended + 10 for at in steps)
-        and str(two["lease"]) in _lasting(lines)
+        and str(two["lease"]) in lasting
     ]
     if not choices:
         return None
@@ -201,14 +207,19 @@ def _lasting(lines: Lines) -> set[str]:
 @breaks("exclusion")
 def share_with_too_many(lines: Lines, rng: Random) -> Lines | None:
     """More share a name than one of them allows."""
-    shared = [op for op in ops(lines, "acquire") if op.ok and op["mode"] == "shared"]
+    over = _ends(lines)
+    shared = [
+        (op, min(int(str(op["until"])), over.get(str(op["lease"]), op.ended + 10**9)))
+        for op in ops(lines, "acquire")
+        if op.ok and op["mode"] == "shared"
+    ]
     steps = [each["at"] for each in events(lines, "fault") if each.get("excuses")]
     choices = [
         two
-        for one in shared
-        for two in shared
-        if one.ended < two.ended < two.ended + 100 < min(_end(lines, one), _end(lines, two))
-        and not any(one.began <= at <= _end(lines, one) for at in steps)
+        for one, one_ends in shared
+        for two, two_ends in shared
+        if one.ended < two.ended < two.ended + 100 < min(one_ends, two_ends)
+        and not any(one.began <= at <= one_ends for at in steps)
     ]
     if not choices:
         return None
@@ -216,21 +227,19 @@ def share_with_too_many(lines: Lines, rng: Random) -> Lines | None:
     return lines
 
 
-def _end(lines: Lines, grant: Op) -> int:
-    """The first moment at which its belief may end."""
-    ends = [
-        int(line["at"])
-        for line in lines
-        if line["op"] in {"release", "lost"} and line.get("lease") == grant["lease"]
-    ]
-    until = grant["until"]
-    assert isinstance(until, int)
-    return min([until, *ends])
+def _ends(lines: Lines) -> dict[str, int]:
+    """When leases were given back or lost."""
+    ends: dict[str, int] = {}
+    for line in lines:
+        if line["op"] in {"release", "lost"} and "lease" in line:
+            ends[line["lease"]] = min(line["at"], ends.get(line["lease"], line["at"]))
+    return ends
 
 
 @breaks("fifo")
 def overtake_a_waiter(lines: Lines, rng: Random) -> Lines | None:
     """Somebody comes later and is granted sooner."""
+    disturbed = list(spans(lines))
     queued = {str(each["lease"]): int(each["at"]) for each in events(lines, "queued")}
     waits = [
         op
@@ -238,7 +247,7 @@ def overtake_a_waiter(lines: Lines, rng: Random) -> Lines | None:
         for op in some
         if str(op["lease"]) in queued
         and queued[str(op["lease"])] + 3 < op.ended
-        and quiet(lines, op.began, op.ended, op["process"])
+        and quiet(disturbed, op.began, op.ended, op["process"])
     ]
     if not waits:
         return None
@@ -334,7 +343,7 @@ def invent_an_update(lines: Lines, rng: Random) -> Lines | None:
 @breaks("loads")
 def overlap_two_loads(lines: Lines, rng: Random) -> Lines | None:
     """Somebody loads what is being loaded."""
-    around = 10_000
+    around, disturbed = 10_000, list(spans(lines))
     voids = [*ops(lines, "change"), *ops(lines, "invalidate")]
     reads = ops(lines, "read")
     choices = []
@@ -351,7 +360,7 @@ def overlap_two_loads(lines: Lines, rng: Random) -> Lines | None:
         ]
         begin = min([load.began, *asked]) - around
         free = not any(op.began <= load.ended and begin <= _effect_until(op) for op in voids)
-        if free and quiet(lines, begin, load.ended, load["process"]):
+        if free and quiet(disturbed, begin, load.ended, load["process"]):
             choices.append(load)
     if not choices:
         return None
@@ -374,20 +383,22 @@ def _effect_until(op: Op) -> int:
 def return_an_old_version(lines: Lines, rng: Random) -> Lines | None:
     """A read has what was changed, and invalidated, before it began."""
     invalidates = [op for op in ops(lines, "invalidate") if op.ok]
-    choices = [
+    changes = [op for op in ops(lines, "change") if op.ok]
+    reads = [op for op in ops(lines, "read") if op.ok]
+    rng.shuffle(reads)
+    choices = (
         (read, change)
-        for read in ops(lines, "read")
-        if read.ok
-        for change in ops(lines, "change")
-        if change.ok and change["key"] == read["key"] and change.ended < read.began
+        for read in reads
+        for change in changes
+        if change["key"] == read["key"] and change.ended < read.began
         if any(
             change.ended <= told.began and told.ended <= read.began and _concerns(told, change)
             for told in invalidates
         )
-    ]
-    if not choices:
+    )
+    read, change = next(choices, (None, None))
+    if read is None or change is None:
         return None
-    read, change = rng.choice(choices)
     version = change["version"]
     assert read.end
     assert isinstance(version, int)

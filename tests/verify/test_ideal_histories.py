@@ -12,7 +12,7 @@ from leasekeeper.verify import CHECKS, Report, read, verify
 from tests.verify.ideal import Line, ideal_history, written
 from tests.verify.mutants import MUTANTS
 
-SEEDS: Final = range(12)
+SEEDS: Final = range(6)
 
 
 def judged(lines: list[Line]) -> Report:
@@ -57,4 +57,4 @@ def test_what_is_wrong_is_found(name: str) -> None:
             if lines is not None:
                 spoiled += 1
                 assert check in violated(judged(lines)), (seed, faults)
-    assert spoiled >= 5
+    assert spoiled >= 4
