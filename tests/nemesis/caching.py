@@ -80,19 +80,16 @@ class CacheUser:
             reading.ok(version=value["version"], stale=False, own=loads > 0)
 
     async def _load(self, key: str) -> int:
-        load, loading = current_load(), None
-        # During a write-through everybody loads for himself, and no one promises otherwise.
-        if load.shared:
-            loading = self.scribe.begin("load", key=key, fence=load.fence)
+        load = current_load()
+        # During a write-through everybody loads for himself: such a load is not shared.
+        loading = self.scribe.begin("load", key=key, fence=load.fence, shared=load.shared)
         try:
             version = int((await self._ask("row", key=key))["version"])
             await anyio.sleep(LOAD_MAX_S * self.random.random())
         except BaseException:
-            if loading is not None:
-                loading.fail()
+            loading.fail()
             raise
-        if loading is not None:
-            loading.ok(version=version)
+        loading.ok(version=version)
         return version
 
     async def _change(self, key: str) -> int:

@@ -19,6 +19,7 @@ from tests.nemesis.fleet import Client, Fleet, Server
 from tests.nemesis.history import Scribe
 from tests.nemesis.stores import TOPOLOGIES
 from tests.proxy import RunningProxy, Way
+from tests.redis_groups import MASTER_NAME
 from tests.redises import RunningRedis
 
 STEP_MS: Final = 60_000
@@ -335,7 +336,8 @@ def failover(stage: Stage) -> Iterator[None]:
     with contextlib.suppress(ResponseError):
         if store.replicated is not None:
             sentinel = stage.random.choice(store.replicated.sentinels)
-            sentinel.cli("SENTINEL", "FAILOVER", "mymaster")
+            sentinel.cli("SENTINEL", "FAILOVER", MASTER_NAME)
+            store.replicated.wait_until_promoted(master)
         elif store.cluster is not None:
             replica_of(master, store.redises).cli("CLUSTER", "FAILOVER")
     yield

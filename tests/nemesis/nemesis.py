@@ -149,6 +149,7 @@ class Nemesis:
             time.sleep(seconds)
         ended_at = time.monotonic()
         recovery_s = self.healthy(RECOVERY_S)
+        self.fleet.store.settle()
         for stage in stages:
             stage.over()
         self.found.struck.append(Struck(chosen_names(chosen), ended_at - began_at, recovery_s))
@@ -202,6 +203,7 @@ class Nemesis:
     def heal(self) -> None:
         """All faults end here."""
         self.fleet.mend()
+        self.fleet.store.settle()
         self.scribe.event("heal")
         self.found.recovery_s = self.healthy(RECOVERY_S)
 

@@ -10,10 +10,12 @@ from attrs import frozen
 from tests.redis_groups import (
     RedisCluster,
     ReplicatedRedis,
+    in_step,
+    is_master,
     running_cluster,
     running_replicas,
 )
-from tests.redises import RunningRedis, running_redis
+from tests.redises import RunningRedis, running_redis, until
 
 TOPOLOGIES: Final = ("embedded", "single", "sentinel", "cluster")
 DURABLE: Final = ("--appendonly", "yes", "--appendfsync", "always")
@@ -58,6 +60,23 @@ class Store:
         if self.replicated is not None:
             return [self.replicated.master()]
         return self.cluster.masters() if self.cluster is not None else self.redises
+
+    def settle(self) -> None:
+        """Waits until the Redises are one again: a master that all know, replicas in step.
+
+        Raises:
+            RedisFailed: They do not become one.
+        """
+        if self.cluster is not None:
+            self.cluster.wait_until_ok()
+        if self.replicated is not None:
+            until(self._in_step, "the replicas are in step with their master")
+
+    def _in_step(self) -> bool:
+        assert self.replicated is not None
+        master, replicas = self.replicated.master(), self.replicated.replicas()
+        ports = {each.info("replication").get("master_port") for each in replicas}
+        return is_master(master) and ports == {str(master.port)} and all(map(in_step, replicas))
 
     def mend(self) -> None:
         """Continues whatever is stopped, and starts whatever is dead; it may do so at any time."""
