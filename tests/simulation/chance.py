@@ -10,13 +10,15 @@ import random
 import secrets
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
+from unittest.mock import patch
 
 import structlog
 import trio
 from trio._core import _run
 from trio.testing import MockClock
 
+from leasekeeper.core import deadlines
 from leasekeeper.service.keeper import Keeper
 
 T = TypeVar("T")
@@ -42,9 +44,8 @@ class InOrder(set[T]):
         del self._order[member]
 
     def discard(self, member: object) -> None:
-        if member in self:
-            super().discard(member)
-            self._order = {each: None for each in self._order if each in self}
+        super().discard(member)
+        self._order.pop(cast("T", member), None)
 
     def __iter__(self) -> Iterator[T]:
         return iter(list(self._order))
@@ -92,7 +93,7 @@ def seed_keeper(keeper: Keeper, seed: str) -> None:
 
 def run_repeatable(seed: str, main: Callable[[], Coroutine[Any, Any, R]]) -> R:
     """Runs this on a clock that jumps ahead when there is nothing else to do."""
-    with repeatable(seed), quiet():
+    with repeatable(seed), quiet(), patch.dict(vars(deadlines), set=InOrder):
         return trio.run(main, clock=MockClock(autojump_threshold=0))
 
 

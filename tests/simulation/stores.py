@@ -9,7 +9,7 @@ import trio
 from attrs import define, field, frozen
 
 from leasekeeper.core.fills import Ask, Closed, Conflict, Content, Intent, Seen
-from leasekeeper.core.lock import Lock, Now
+from leasekeeper.core.lock import Lock, Now, WaiterGranted
 from leasekeeper.errors import Outcome
 from leasekeeper.messages import FillOutcome, Mark
 from leasekeeper.store.api import Event, StoreEvent
@@ -148,6 +148,12 @@ class SimFace(Face):
 
     def _fault(self, method: str) -> Fault:
         return self.bad.fault() if self.bad else Fault()
+
+    def _is_short(self, name: str, granted: WaiterGranted) -> bool:
+        lock = self.inner._locks.get(name)
+        if lock is None or granted.lease not in lock._holders:
+            return True  # it was released in the same step: who looks finds it gone
+        return super()._is_short(name, granted)
 
     async def run(
         self,
