@@ -8,7 +8,7 @@ from typing import IO, Final
 
 import click
 
-from leasekeeper.cli.client import plain
+from leasekeeper.cli.client import complain, plain
 from leasekeeper.verify import CHECKS, HistoryError, Report, as_json, read
 from leasekeeper.verify import verify as verified
 from leasekeeper.verify.result import Result
@@ -45,8 +45,7 @@ def verify(history: IO[bytes], only: tuple[str, ...], json_wanted: bool) -> None
         with _collecting_nothing():
             report = verified(read(history), only or CHECKS)
     except HistoryError as error:
-        click.echo(f"leasekeeper: {plain(history.name)}: {plain(str(error))}", err=True)
-        click.get_current_context().exit(UNREADABLE)
+        click.get_current_context().exit(complain(UNREADABLE, plain(str(error))))
     if json_wanted:
         click.echo(json.dumps(as_json(report), indent=2))
     else:
