@@ -21,7 +21,8 @@ from tests.proxy import RunningProxy, running_proxy
 from tests.redises import HOST, dying_with_us, free_port
 
 START_S: Final = 60.0
-DRAIN_S: Final = 20.0
+DRAIN_S: Final = 40.0
+"""A server waits 5 s for holders, closes connections over 10 s, and waits as long for the last."""
 
 
 @frozen(kw_only=True)
@@ -53,6 +54,8 @@ class Process:
     popen: "subprocess.Popen[bytes] | None" = None
     said: str = ""
     expected_dead: bool = False
+    problem: str | None = None
+    """What it should not have done."""
 
     def launch(self) -> None:
         """Starts it, and does not wait."""
@@ -123,13 +126,14 @@ class Process:
             self._close()
 
     def drain(self) -> None:
-        """SIGTERM, and whatever time it takes; SIGKILL after that."""
+        """SIGTERM, and SIGKILL if it takes far too long."""
         assert self.popen is not None
         self.expected_dead = True
         self.popen.terminate()
         try:
             self.popen.wait(DRAIN_S)
         except subprocess.TimeoutExpired:
+            self.problem = f"{self.name} did not end within {DRAIN_S} s of SIGTERM"
             self.popen.kill()
         self.popen.wait()
         self._close()
@@ -242,11 +246,13 @@ class Fleet:
                 client.live()
                 client.process.await_greeting()
 
-    def crashed(self) -> list[str]:
-        """Whoever ended without being told or forced to."""
+    def problems(self) -> list[str]:
+        """Of processes: above all, of those that ended without being told or forced to."""
         processes = [server.process for server in self.servers]
         processes += [client.process for client in self.clients]
-        return [each.name for each in processes if not each.alive and not each.expected_dead]
+        late = [each.problem for each in processes if each.problem is not None]
+        dead = [each for each in processes if not each.alive and not each.expected_dead]
+        return late + [f"{each.name} ended by itself" for each in dead]
 
     def stop_clients(self, within_s: float) -> list[str]:
         """Has them finish what they have begun; returns whoever does not."""

@@ -153,9 +153,7 @@ class Nemesis:
         for stage in stages:
             stage.over()
         self.found.struck.append(Struck(chosen_names(chosen), ended_at - began_at, recovery_s))
-        crashed = self.fleet.crashed()
-        if crashed:
-            self.found.problems.append(f"ended by themselves: {', '.join(crashed)}")
+        self.found.problems += self.fleet.problems()
 
     def choose(self) -> list[Kind]:
         """What comes next. Data are not lost while the clock is, or lately was, out of step."""

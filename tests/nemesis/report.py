@@ -2,13 +2,12 @@
 
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 from attrs import frozen
 
 from tests.nemesis.faults import LEFT_OUT
-from tests.nemesis.history import Line, all_lines, gather
+from tests.nemesis.history import gather
 from tests.nemesis.nemesis import Found, Plan
 
 CHECK_S = 600.0
@@ -35,9 +34,9 @@ def judge(plan: Plan, directory: Path) -> Verdict:
     return Verdict(done.returncode == 0, done.stdout + done.stderr)
 
 
-def table(plan: Plan, found: Found, lines: list[Line]) -> str:
-    """Faults by kind, operations by outcome, and how long it was out."""
-    return "\n".join([*faults(found), "", *operations(lines), "", *outages(plan, found)])
+def table(found: Found) -> str:
+    """Faults as they were combined, and how long it was out; the checker says the rest."""
+    return "\n".join([*faults(found), "", *outages(found)])
 
 
 def faults(found: Found) -> list[str]:
@@ -50,18 +49,7 @@ def faults(found: Found) -> list[str]:
     return rows
 
 
-def operations(lines: list[Line]) -> list[str]:
-    """How many of each, and how they ended."""
-    counts = Counter((line["op"], line["type"]) for line in lines if line["type"] != "event")
-    rows = [f"{'operations':<16}" + "".join(f"{how:>10}" for how in ("ok", "fail", "unknown"))]
-    for op in sorted({op for op, _ in counts}):
-        ok, failed = counts[op, "ok"], counts[op, "fail"]
-        row = (ok, failed, counts[op, "begin"] - ok - failed)
-        rows.append(f"{op:<16}" + "".join(f"{number:>10}" for number in row))
-    return rows
-
-
-def outages(plan: Plan, found: Found) -> list[str]:
+def outages(found: Found) -> list[str]:
     """What the probes saw."""
     return [
         f"{found.probes} probes; the longest time without a grant was {found.longest_gap_s:.1f} s",
@@ -73,7 +61,7 @@ def outages(plan: Plan, found: Found) -> list[str]:
 def conclude(plan: Plan, found: Found, directory: Path) -> bool:
     """Prints it all; returns whether all is well."""
     verdict = judge(plan, directory)
-    print(table(plan, found, all_lines(directory)))
+    print(table(found))
     print()
     print(verdict.text.rstrip())
     for problem in found.problems:

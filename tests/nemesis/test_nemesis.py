@@ -12,7 +12,7 @@ from attrs import evolve
 
 from tests.nemesis.faults import kinds_for
 from tests.nemesis.fleet import Shape
-from tests.nemesis.history import Line, all_lines
+from tests.nemesis.history import Line
 from tests.nemesis.nemesis import Found, Plan, run, unwritten
 from tests.nemesis.report import judge, table
 from tests.nemesis.soak import Bound, slope
@@ -27,7 +27,7 @@ LONG_PAUSE_S = (5.0, 5.5)
 def ran(plan: Plan, directory: Path) -> Found:
     """The run; what went on is in the output of a test that fails."""
     found = run(plan, directory)
-    print(table(plan, found, all_lines(directory)))
+    print(table(found))
     return found
 
 
