@@ -106,9 +106,10 @@ class CoreAndScripts(RuleBasedStateMachine):
             self.the_clock_outlives_what_depends_on_it(partition, clock)
 
     def the_clock_outlives_what_depends_on_it(self, partition: int, clock: Clock) -> None:
-        """And ends, with all that belongs to it."""
+        """And ends, with all that belongs to it. What was granted during a write-through, and is
+        believed for longer than that is remembered, has made the clock last as long itself."""
         [expires_ms] = {each for each in clock.expires_ms.values() if each != -2}
-        needed = [end_ms + clock.life_ms for end_ms in clock.ends.values()]
+        needed = list(clock.ends.values())
         for key, entry in self.core.living().items():
             if self.core.partition_of(key) == partition and not entry._dirty:
                 needed += [fill.late_ms for fill in entry._fills.values()]
