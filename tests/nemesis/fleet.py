@@ -39,6 +39,8 @@ class Shape:
     unfenced: bool = False
     admin: bool = False
     """Whether servers tell their metrics."""
+    options: tuple[str, ...] = ()
+    """Further ones of every server."""
 
 
 @define(eq=False)
@@ -306,7 +308,7 @@ def make_server(
         url = to_redis.url
     port = free_port()
     command = [*LEASEKEEPER, "serve", "--listen", f"{HOST}:{port}", "--store", url]
-    command += ["--log-level", "info"]
+    command += ["--log-level", "info", *shape.options]
     if shape.topology == "embedded":
         command.append("--allow-volatile-writes")
     admin_port: int | None = None

@@ -8,7 +8,8 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from itertools import count
+from heapq import merge
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,15 +84,16 @@ class Operation:
 
 def lines_of(path: Path) -> Iterator[Line]:
     """The lines of one file. The last may be half a line, if its process was killed just then."""
-    for line in path.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            yield json.loads(line)
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
 
 
-def all_lines(directory: Path) -> list[Line]:
-    """What all processes have written so far, in the order of time."""
-    lines = [line for path in sorted(directory.glob(f"*{SUFFIX}")) for line in lines_of(path)]
-    return sorted(lines, key=lambda line: int(line["at"]))
+def all_lines(directory: Path) -> Iterator[Line]:
+    """What all processes have written so far, in the order of time but for what threads did."""
+    files = [lines_of(path) for path in sorted(directory.glob(f"*{SUFFIX}"))]
+    return merge(*files, key=lambda line: int(line["at"]))
 
 
 def gather(directory: Path, *, unfenced: bool) -> Path:
@@ -105,6 +107,6 @@ def gather(directory: Path, *, unfenced: bool) -> Path:
     }
     path = directory / HISTORY
     with path.open("w") as file:
-        for line in (header, *all_lines(directory)):
+        for line in chain([header], all_lines(directory)):
             file.write(json.dumps(line) + "\n")
     return path

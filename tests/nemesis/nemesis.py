@@ -4,7 +4,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +25,9 @@ TWO_AT_ONCE: Final = 0.25
 CLOCK_PEACE_S: Final = 90.0
 """Longer than a step of the clock: fences may fall if data are lost while it is set back."""
 WRITTEN_S: Final = 40.0
-"""In how long all queued writes are carried out, those included that were tried and failed."""
+"""In how long all queued writes are carried out, those included that were tried and failed..."""
+SOME_WRITTEN_S: Final = 10.0
+"""... and for how long to look where some may be lost."""
 
 
 @frozen(kw_only=True)
@@ -122,6 +124,7 @@ class Nemesis:
     random: random.Random
     found: Found
     kinds: list[Kind]
+    _struck: set[Kind] = field(factory=set)
     _probes: int = 0
     _clock_at: float = -CLOCK_PEACE_S
 
@@ -139,6 +142,7 @@ class Nemesis:
     def strike(self) -> None:
         """One fault, or two at a time; then all has to be well again."""
         chosen = self.choose()
+        self._struck.update(chosen)
         seconds = self.random.uniform(*(self.plan.lasting or chosen[0].seconds))
         began_at = time.monotonic()
         with contextlib.ExitStack() as ending:
@@ -210,7 +214,8 @@ class Nemesis:
         late = self.fleet.stop_clients(FINISH_S)
         if late:
             self.found.problems.append(f"have not finished: {', '.join(late)}")
-        deadline = time.monotonic() + WRITTEN_S
+        lossy = any("writes" in kind.excused(self.plan.shape.topology) for kind in self._struck)
+        deadline = time.monotonic() + (SOME_WRITTEN_S if lossy else WRITTEN_S)
         while unwritten(all_lines(self.fleet.directory)) and time.monotonic() < deadline:
             time.sleep(0.5)
         self.fleet.ask("final")
@@ -221,21 +226,21 @@ def chosen_names(kinds: list[Kind]) -> str:
     return " and ".join(kind.name for kind in kinds)
 
 
-def unwritten(lines: list[Line]) -> bool:
+def unwritten(lines: Iterable[Line]) -> bool:
     """Whether something that was queued is not carried out."""
-    keys = {
-        (line["process"], line["id"]): line["key"]
-        for line in lines
-        if line["type"] == "begin" and line["op"] == "put"
-    }
+    keys: dict[tuple[str, str], str] = {}
     wanted: dict[str, int] = {}
+    written: dict[str, int] = {}
     for line in lines:
-        if line["type"] == "ok" and line["op"] == "put":
-            key = keys[line["process"], line["id"]]
-            wanted[key] = max(wanted.get(key, 0), int(line["seq"]))
-        elif line.get("op") == "stored" and line["seq"] >= wanted.get(line["key"], 0):
-            wanted.pop(line["key"], None)
-    return bool(wanted)
+        match line["type"], line["op"]:
+            case "begin", "put":
+                keys[line["process"], line["id"]] = line["key"]
+            case "ok", "put":
+                key = keys[line["process"], line["id"]]
+                wanted[key] = max(wanted.get(key, 0), int(line["seq"]))
+            case "event", "stored":
+                written[line["key"]] = int(line["seq"])
+    return any(seq > written.get(key, 0) for key, seq in wanted.items())
 
 
 def run(plan: Plan, directory: Path) -> Found:

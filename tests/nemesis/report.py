@@ -51,8 +51,11 @@ def faults(found: Found) -> list[str]:
 
 def outages(found: Found) -> list[str]:
     """What the probes saw."""
+    probes = [
+        f"{found.probes} probes; the longest time without a grant was {found.longest_gap_s:.1f} s"
+    ]
     return [
-        f"{found.probes} probes; the longest time without a grant was {found.longest_gap_s:.1f} s",
+        *(probes if found.probes else []),
         f"after the last fault every server granted again within {found.recovery_s:.1f} s",
         *(f"left out: {each}" for each in LEFT_OUT),
     ]

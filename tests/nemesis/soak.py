@@ -26,12 +26,14 @@ from tests.nemesis.nemesis import Found, Nemesis, Plan
 from tests.nemesis.report import conclude
 from tests.redises import HOST
 
+FORGETFUL: Final = ("--fence-memory-ms", "30000")
+"""Redis keeps the last fence of every name that was ever used, but not for an hour."""
 SAMPLE_S: Final = 5.0
 FAULT_S: Final = 20.0
 ANSWER_S: Final = 5.0
 FAULTS: Final = ("pause_client", "kill_client", "pause_server", "client_cut", "redis_cut")
 """Servers and Redis stay the same processes, so that what they hold can be compared."""
-CONNECTIONS: Final = "leasekeeper_connections"
+CONNECTIONS: Final = "connections"
 
 
 @frozen
@@ -51,7 +53,6 @@ BOUNDS: Final = {
     "rss": Bound("MiB", 8.0, 0.05),
     "fds": Bound("", 8.0, 0.2),
     "connections": Bound("", 5.0, 0.2),
-    # The last fence of every name that was ever used is kept for an hour: the probes' names, too.
     "keys": Bound("", 100.0, 0.2),
     "memory": Bound("MiB", 4.0, 0.1),
 }
@@ -165,7 +166,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
     told = parser.parse_args()
-    shape = Shape(topology="single", seed=told.seed, servers=2, clients=6, admin=True)
+    shape = Shape(
+        topology="single", seed=told.seed, servers=2, clients=6, admin=True, options=FORGETFUL
+    )
     directory = Path(tempfile.mkdtemp(prefix="leasekeeper-soak-"))
     print(f"seed {told.seed}, in {directory}", flush=True)
     good = soak(Plan(shape=shape, seconds=60 * told.minutes), directory)

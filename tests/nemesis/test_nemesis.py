@@ -94,7 +94,7 @@ def stored(key: str, seq: int) -> Line:
     ],
 )
 def test_what_is_queued_and_not_written_is_seen(lines: Sequence[Line], left: bool) -> None:
-    assert unwritten(list(lines)) is left
+    assert unwritten(lines) is left
 
 
 def test_growth_is_told_from_noise() -> None:
