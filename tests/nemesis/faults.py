@@ -232,7 +232,7 @@ def bad_lines() -> Iterator[Kind]:
     ):
         yield Kind(f"client_{name}", "lines", bad_line(spoil, to_redis=False, cut=cut))
         strike = bad_line(spoil, to_redis=True, cut=cut)
-        yield Kind(f"redis_{name}", "store", strike, topologies=("single",))
+        yield Kind(f"redis_{name}", "links", strike, topologies=("single",))
 
 
 # --- Redis ----------------------------------------------------------------------------------------

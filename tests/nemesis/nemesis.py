@@ -22,6 +22,8 @@ PROBE_TTL_S: Final = 2.0
 PROBE_PAUSE_S: Final = 0.1
 PROBE_ANSWER_S: Final = 3.0
 TWO_AT_ONCE: Final = 0.25
+WEIGHTS: Final = {"clients": 4, "servers": 4, "lines": 3, "links": 3, "store": 5, "clock": 1}
+"""How often faults of each layer are chosen."""
 CLOCK_PEACE_S: Final = 90.0
 """Longer than a step of the clock: fences may fall if data are lost while it is set back."""
 WRITTEN_S: Final = 40.0
@@ -163,21 +165,20 @@ class Nemesis:
         """What comes next. Data are not lost while the clock is, or lately was, out of step."""
         calm = time.monotonic() - self._clock_at > CLOCK_PEACE_S
         possible = [kind for kind in self.kinds if calm or not kind.loses_data] or self.kinds
-        first = self.random.choice(possible)
+        first = self._one_of(possible)
         chosen = [first]
         if self.random.random() < TWO_AT_ONCE:
-            others = [
-                kind
-                for kind in possible
-                if kind.layer != first.layer
-                and not (
-                    {"clock"} & {kind.layer, first.layer} and (kind.loses_data or first.loses_data)
-                )
-            ]
-            chosen += [self.random.choice(others)] if others else []
+            others = [kind for kind in possible if fit(first, kind)]
+            chosen += [self._one_of(others)] if others else []
         if any(kind.layer == "clock" for kind in chosen):
             self._clock_at = time.monotonic()
         return chosen
+
+    def _one_of(self, kinds: list[Kind]) -> Kind:
+        """First a layer: there are many kinds of bad lines, and not all should be of lines."""
+        layers = sorted({kind.layer for kind in kinds})
+        (layer,) = self.random.choices(layers, [WEIGHTS[each] for each in layers])
+        return self.random.choice([kind for kind in kinds if kind.layer == layer])
 
     def healthy(self, within_s: float) -> float:
         """Waits until every server grants a fresh name; returns how long that took."""
@@ -219,6 +220,12 @@ class Nemesis:
         while unwritten(all_lines(self.fleet.directory)) and time.monotonic() < deadline:
             time.sleep(0.5)
         self.fleet.ask("final")
+
+
+def fit(one: Kind, other: Kind) -> bool:
+    """Whether both may strike at once: no two of one layer, and no loss under a wrong clock."""
+    losing = one.loses_data or other.loses_data
+    return one.layer != other.layer and not (losing and "clock" in (one.layer, other.layer))
 
 
 def chosen_names(kinds: list[Kind]) -> str:
