@@ -116,9 +116,7 @@ class Server:
             The peer is dropped.
         """
         try:
-            async with trio.open_nursery() as nursery:
-                await self._serve(stream, nursery)
-                nursery.cancel_scope.cancel()
+            await self._serve(stream)
         except* HandshakeFailed as refused:
             _log.debug("handshake failed", why=str(refused.exceptions[0]))
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -128,12 +126,12 @@ class Server:
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _serve(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> None:
+    async def _serve(self, stream: trio.abc.Stream) -> None:
         if self._handshakes >= self.config.wire.handshakes:
             raise HandshakeFailed("too many handshakes at once")
         self._handshakes += 1
         try:
-            socket = await accept(nursery, stream, self.config.wire, admit=self._admit)
+            socket = await accept(stream, self.config.wire, admit=self._admit)
             if self._accepting.cancel_called:
                 await socket.close(CloseCode.DRAINING, "this server is going away")
                 return
@@ -145,9 +143,6 @@ class Server:
         scheme, _, token = socket.headers.get("authorization", "").partition(" ")
         authenticated = token_fits(self.config, token if scheme.lower() == "bearer" else None)
         connection = Connection(socket, self.keeper, self.config, authenticated=authenticated)
-        socket.tell_of_violations(
-            lambda code: connection.close_soon(code, "a bound of the protocol was broken")
-        )
         self.connections.add(connection)
         try:
             await connection.run()

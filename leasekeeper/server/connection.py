@@ -124,6 +124,7 @@ class Connection:
 
     def __attrs_post_init__(self) -> None:
         self._outbox = Outbox(self.config.wire.outbox_bytes)
+        self.socket.on_ping = self._outbox.nudge
 
     async def run(self) -> None:
         """Serves the peer until it is gone or sent away.
@@ -189,7 +190,9 @@ class Connection:
 
     async def _write(self) -> None:
         try:
-            while messages := await self._outbox.take():
+            await self.socket.send_pongs()
+            while (messages := await self._outbox.take()) is not None:
+                await self.socket.send_pongs()
                 for frame in _frames(messages, joined=self._batch):
                     await self.socket.send(frame)
         except Closed as closed:
@@ -224,11 +227,9 @@ class Connection:
                     self.keeper.alive(self.session)
                     self._take(decode_frame(text), requests)
         except Closed as closed:
-            if self.socket.violated is not None:
-                self.close_soon(self.socket.violated, "text frames only")
-            elif not self._reading.cancel_called:
-                # The peer's own code, or what the library says of a frame that is none.
-                self._close_code = closed.code
+            if not self._reading.cancel_called:
+                # The peer's own code, or what it is told of a frame that must not be.
+                self._close_code, self._close_reason = closed.code, closed.reason
                 return closed.code in CLEAN_CLOSES
         return False
 
@@ -392,7 +393,7 @@ def token_fits(config: ServerConfig, token: str | None) -> bool:
 
 def _frames(messages: list[bytes], *, joined: bool) -> list[bytes]:
     """The text frames that carry these messages: one each, or arrays of a bounded size."""
-    if not joined or len(messages) == 1:
+    if not joined or len(messages) <= 1:
         return messages
     frames: list[list[bytes]] = [[]]
     size = 0

@@ -1,129 +1,199 @@
-"""Counts the frames of a WebSocket byte stream before anything buffers them.
+"""The frames that a WebSocket client sends (RFC 6455, section 5), and those that it is sent.
 
-The library counts a message in characters, and not at all while its fragments are empty. This
-reads only the headers (RFC 6455, section 5.2), so that a message's declared size and its number of
-fragments are known while its first bytes arrive.
+A library's reader knows one bound, the size of a message. This one refuses what breaks a bound of
+ours, or the protocol, by the header alone, before any of the payload is kept: sizes, the number of
+fragments, the number of control frames in a time, lengths in a longer form than they need.
 """
 
-import re
-from enum import Enum
+from enum import IntEnum
 from typing import Final
 
 from attrs import define, field
 
 from leasekeeper.errors import CloseCode
 
-_CONTINUATION: Final = 0x0
-_CLOSE: Final = 0x8
+_FIN: Final = 0x80
+_RESERVED: Final = 0x70
+_MASKED: Final = 0x80
+_CONTROL: Final = 0x08
+_CONTROL_BYTES_MAX: Final = 125
+_ONE_BYTE_MAX: Final = 125
+_TWO_BYTES_MAX: Final = 0xFFFF
+_CODES: Final = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015), *range(3000, 5000)})
+"""What a close frame may say."""
 
 
-class _State(Enum):
-    HANDSHAKE = "handshake"
-    HEADER = "header"
-    PAYLOAD = "payload"
+class Opcode(IntEnum):
+    """What a frame is."""
+
+    CONTINUATION = 0x0
+    TEXT = 0x1
+    BINARY = 0x2
+    CLOSE = 0x8
+    PING = 0x9
+    PONG = 0xA
 
 
-_HANDSHAKE_BYTES_MAX: Final = 16 * 1024
-_END_OF_HANDSHAKE: Final = re.compile(rb"\n\r?\n")
-"""An empty line, with the bare newlines that HTTP parsers put up with."""
+_OPCODES: Final = {each.value: each for each in Opcode}
+
+
+class Violation(Exception):
+    """The peer broke the protocol, or a bound. `code` and `reason` are for its close frame."""
+
+    def __init__(self, code: CloseCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code: Final = code
+        self.reason: Final = reason
 
 
 @define
-class FrameMeter:
-    """Reads what a client sends, handshake first. `violation` is set once, and stays.
+class FrameReader:
+    """Makes messages and control frames of a client's bytes, from the first after the handshake.
 
-    It keeps no payload, checks no masks, opcodes or UTF-8: the library does.
+    Once there is a `violation` nothing more is read.
     """
 
     message_bytes_max: int
     fragments_max: int
     control_frames_per_second: int
-    violation: CloseCode | None = None
-    close_seen: bool = False
-    """The peer has sent a close frame."""
-    _state: _State = _State.HANDSHAKE
-    _header: bytearray = field(factory=bytearray)
-    _payload_left: int = 0
-    _handshake_bytes: int = 0
-    _message_bytes: int = 0
-    _fragments: int = 0
+    """On average; twice as many at once."""
+    violation: Violation | None = field(default=None, init=False)
+    _buffer: bytearray = field(factory=bytearray, init=False)
+    _parts: list[bytes] = field(factory=list, init=False)
+    """The fragments of a message that has not ended."""
+    _parts_bytes: int = field(default=0, init=False)
     _control_budget: float = field(init=False)
-    _budget_at_s: float = 0.0
+    _budget_at_s: float = field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._control_budget = 2.0 * self.control_frames_per_second
 
-    def feed(self, data: bytes, now_s: float) -> None:
-        """Counts these bytes. `now_s` is any clock that does not step back."""
-        at = 0
-        if self._state is _State.HANDSHAKE:
-            at = self._feed_handshake(data)
-        while at < len(data):
-            if self._state is _State.PAYLOAD:
-                step = min(self._payload_left, len(data) - at)
-                self._payload_left -= step
-                at += step
+    def feed(self, data: bytes | bytearray, now_s: float) -> list[tuple[Opcode, bytes]]:
+        """Whole messages, as `TEXT`, and control frames, in the order in which they ended.
+
+        Args:
+            data: some bytes.
+            now_s: any clock that does not step back.
+        """
+        found: list[tuple[Opcode, bytes]] = []
+        if self.violation is None:
+            self._buffer += data
+            try:
+                self._read(found, now_s)
+            except Violation as violation:
+                self.violation = violation
+                self._buffer.clear()
+        return found
+
+    def _read(self, found: list[tuple[Opcode, bytes]], now_s: float) -> None:
+        buffer, at = self._buffer, 0
+        while len(buffer) >= at + 2:
+            first, second = buffer[at], buffer[at + 1]
+            length, start = second & ~_MASKED, at + 2
+            if length > _ONE_BYTE_MAX:
+                start += 2 if length == _ONE_BYTE_MAX + 1 else 8
+                if len(buffer) < start:
+                    break
+                length = _long_length(bytes(buffer[at + 2 : start]))
+            opcode = self._check(first, second, length)
+            end = start + 4 + length
+            if len(buffer) < end:
+                break
+            payload = _unmask(bytes(buffer[start + 4 : end]), bytes(buffer[start : start + 4]))
+            at = end
+            if opcode & _CONTROL:
+                self._count_control(now_s)
+                found.append((opcode, payload))
+            elif first & _FIN:
+                found.append((Opcode.TEXT, b"".join([*self._parts, payload])))
+                self._parts.clear()
+                self._parts_bytes = 0
             else:
-                wanted = _header_bytes(self._header) - len(self._header)
-                self._header += data[at : at + wanted]
-                at += wanted
-                if len(self._header) >= 2 and len(self._header) == _header_bytes(self._header):
-                    self._count_frame(now_s)
-            if self._state is _State.PAYLOAD and not self._payload_left:
-                self._state = _State.HEADER
+                self._parts.append(payload)
+                self._parts_bytes += length
+        del buffer[:at]
 
-    def _feed_handshake(self, data: bytes) -> int:
-        """How many of these bytes belong to the handshake."""
-        tail = bytes(self._header)
-        end = _END_OF_HANDSHAKE.search(tail + data)
-        mine = end.end() - len(tail) if end else len(data)
-        self._handshake_bytes += mine
-        if self._handshake_bytes > _HANDSHAKE_BYTES_MAX:
-            self._violate(CloseCode.POLICY)
-        self._header = bytearray() if end else bytearray((tail + data)[-2:])
-        if end:
-            self._state = _State.HEADER
-        return mine
-
-    def _count_frame(self, now_s: float) -> None:
-        first, second = self._header[0], self._header[1]
-        opcode, is_last, length = first & 0x0F, first & 0x80, second & 0x7F
-        if length >= 126:
-            length = int.from_bytes(self._header[2 : 4 if length == 126 else 10])
-        self._header.clear()
-        self._state, self._payload_left = _State.PAYLOAD, length
-        if opcode >= _CLOSE:
-            self.close_seen = self.close_seen or opcode == _CLOSE
-            self._count_control(now_s)
-            return
-        if opcode != _CONTINUATION:
-            self._message_bytes = self._fragments = 0
-        self._message_bytes += length
-        self._fragments += 1
-        if self._message_bytes > self.message_bytes_max:
-            self._violate(CloseCode.TOO_BIG)
-        elif self._fragments > self.fragments_max:
-            self._violate(CloseCode.POLICY)
-        elif is_last:
-            self._message_bytes = self._fragments = 0
+    def _check(self, first: int, second: int, length: int) -> Opcode:
+        """Looks at a header; as often as one likes."""
+        opcode = _OPCODES.get(first & 0x0F)
+        if opcode is None or first & _RESERVED or not second & _MASKED:
+            raise Violation(CloseCode.PROTOCOL_ERROR, "not a frame of a client")
+        if opcode & _CONTROL:
+            if length > _CONTROL_BYTES_MAX or not first & _FIN:
+                raise Violation(CloseCode.PROTOCOL_ERROR, "not a control frame")
+            return opcode
+        if opcode is Opcode.BINARY:
+            raise Violation(CloseCode.UNSUPPORTED_DATA, "text frames only")
+        if (opcode is Opcode.CONTINUATION) is not bool(self._parts):
+            raise Violation(CloseCode.PROTOCOL_ERROR, "a fragment out of place")
+        if self._parts_bytes + length > self.message_bytes_max:
+            raise Violation(CloseCode.TOO_BIG, "the message is too long")
+        if len(self._parts) >= self.fragments_max:
+            raise Violation(CloseCode.POLICY, "too many fragments")
+        return opcode
 
     def _count_control(self, now_s: float) -> None:
+        """A bucket that drips: section 5.5 sets no bound."""
         rate = self.control_frames_per_second
         gained = (now_s - self._budget_at_s) * rate
         self._control_budget = min(2.0 * rate, self._control_budget + gained) - 1
         self._budget_at_s = now_s
         if self._control_budget < 0:
-            self._violate(CloseCode.POLICY)
-
-    def _violate(self, code: CloseCode) -> None:
-        if self.violation is None:
-            self.violation = code
+            raise Violation(CloseCode.POLICY, "too many control frames")
 
 
-def _header_bytes(start: bytearray) -> int:
-    """How long the header that starts like this is; 2 while that is all one can say."""
-    if len(start) < 2:
-        return 2
-    length = start[1] & 0x7F
-    extended = {126: 2, 127: 8}.get(length, 0)
-    return 2 + extended + (4 if start[1] & 0x80 else 0)
+def frame(opcode: Opcode, payload: bytes) -> bytes:
+    """A whole frame of a server."""
+    length = len(payload)
+    if length <= _ONE_BYTE_MAX:
+        return bytes((_FIN | opcode, length)) + payload
+    if length <= _TWO_BYTES_MAX:
+        return bytes((_FIN | opcode, _ONE_BYTE_MAX + 1)) + length.to_bytes(2) + payload
+    return bytes((_FIN | opcode, _ONE_BYTE_MAX + 2)) + length.to_bytes(8) + payload
+
+
+def close_frame(code: int, reason: str) -> bytes:
+    """The frame that says goodbye."""
+    return frame(Opcode.CLOSE, code.to_bytes(2) + reason.encode()[: _CONTROL_BYTES_MAX - 2])
+
+
+def close_code(payload: bytes) -> int:
+    """What a peer's close frame says (section 7.4).
+
+    Raises:
+        Violation: it says what must not be said.
+    """
+    if not payload:
+        return CloseCode.NO_STATUS
+    code = int.from_bytes(payload[:2])
+    if len(payload) == 1 or code not in _CODES:
+        raise Violation(CloseCode.PROTOCOL_ERROR, "not a close code")
+    text_of(payload[2:])
+    return code
+
+
+def text_of(payload: bytes) -> str:
+    """
+    Raises:
+        Violation: it is not UTF-8.
+    """
+    try:
+        return payload.decode()
+    except UnicodeDecodeError:
+        raise Violation(CloseCode.INVALID_DATA, "not UTF-8") from None
+
+
+def _long_length(field: bytes) -> int:
+    length = int.from_bytes(field)
+    if length <= (_ONE_BYTE_MAX if len(field) == 2 else _TWO_BYTES_MAX):
+        raise Violation(CloseCode.PROTOCOL_ERROR, "a length in the wrong form")
+    return length
+
+
+def _unmask(payload: bytes, key: bytes) -> bytes:
+    """Section 5.3; as one long number, for Python is quick with these."""
+    length = len(payload)
+    keys = (key * (length // 4 + 1))[:length]
+    return (int.from_bytes(payload, "little") ^ int.from_bytes(keys, "little")).to_bytes(
+        length, "little"
+    )

@@ -56,11 +56,15 @@ class Outbox:
             self._messages.clear()
         self._filled.set()
 
-    async def take(self) -> list[bytes]:
-        """Waits for messages and takes all of them; an empty list is the end."""
+    def nudge(self) -> None:
+        """Wakes who takes, if there is something else to write."""
+        self._filled.set()
+
+    async def take(self) -> list[bytes] | None:
+        """Waits for messages, or a nudge, and takes all that there are; None is the end."""
         await self._filled.wait()
         if not self._finished:
             self._filled = trio.Event()
         messages, self._messages, self._bytes = self._messages, [], 0
         self._newest.clear()
-        return messages
+        return None if self._finished and not messages else messages

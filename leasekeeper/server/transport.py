@@ -1,174 +1,162 @@
-"""WebSocket on Trio. The only module that knows the library, so that it can be changed.
+"""WebSocket on Trio: the handshake, and messages in and out of a byte stream.
 
-trio-websocket 0.12 is used through its lowest door, with a stream of ours underneath, because:
+The HTTP part of the handshake is `websockets`', of which only what does no I/O is used; the frames
+are ours (ADR 13). Here is what a server needs besides a protocol:
 
-- a ping during a close that we began, or after an oversize message, raises in its reader task, and
-  a frame that breaks the protocol ends the stream with no close frame. So the closing handshake is
-  ours: we stop its reader, write the close frame, and wait for the peer's;
-- sizes are counted in characters, and empty fragments not at all: our stream meters frames;
-- a cancelled send leaves half a frame on the wire: our stream knows, and then nothing follows it;
-- a handshake that fails, and a close, may take for ever: every wait here has a deadline.
-
-What it still raises ends in the connection's own nursery (law L13).
+- one task reads a connection, and only when the messages before have been taken;
+- a cancelled write leaves half a frame on the wire, so nothing follows it;
+- every wait has a deadline: the handshake, a write, a pong, the closing handshake.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import count
 from typing import Final
 
 import trio
-import trio_websocket
 from attrs import define, field
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
 
 from leasekeeper.errors import CloseCode
 from leasekeeper.server.config import WireLimits
-from leasekeeper.server.frames import FrameMeter
+from leasekeeper.server.frames import (
+    FrameReader,
+    Opcode,
+    Violation,
+    close_code,
+    close_frame,
+    frame,
+    text_of,
+)
 
-SUBPROTOCOL: Final = "leasekeeper.v1"
+SUBPROTOCOL: Final = Subprotocol("leasekeeper.v1")
 _RECEIVE_BYTES: Final = 16 * 1024
+_HANDSHAKE_BYTES_MAX: Final = 16 * 1024
+_IN_A_ROW_BYTES: Final = 4 * 1024
+"""After so much that came together, other connections get their turn."""
+_MESSAGE_BYTES: Final = 256
+"""What a message counts for besides its own bytes."""
+_SWITCHING_PROTOCOLS: Final = 101
+_GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 class Closed(Exception):
-    """The connection is closed or closing. `code` is the peer's, or 1006."""
+    """The connection is closed or closing. `code` is the peer's, or what it is to be told."""
 
-    def __init__(self, code: int) -> None:
+    def __init__(self, code: int, reason: str = "") -> None:
         super().__init__(f"closed with {code}")
         self.code: Final = code
+        self.reason: Final = reason
 
 
 class HandshakeFailed(Exception):
     """The peer did not become a WebSocket client."""
 
 
-_GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
-_CLOSE_FRAME: Final = 0x88
-
-
-@define(eq=False)
-class GuardedStream(trio.abc.Stream):
-    """A byte stream that meters what comes in, and knows what went out.
-
-    After a violation, or once it is drained, it reads on and shows the library the end only when
-    the peer has closed. It is never closed by the library, which only says that it is done.
-    """
-
-    stream: trio.abc.Stream
-    meter: FrameMeter
-    on_violation: Callable[[CloseCode], None]
-    on_end: Callable[[], None]
-    """Told when the library has nothing more to read."""
-    half_written: bool = False
-    close_sent: bool = False
-    quiet: trio.Event = field(factory=trio.Event)
-    """Set once it is drained and the library handles nothing any more that it was given before."""
-    _draining: bool = False
-    _closed: bool = False
-    _ended: bool = False
-    _reading: trio.Lock = field(factory=trio.Lock)
-
-    def drain(self) -> None:
-        """From now on the library is given nothing but the end."""
-        self._draining = True
-        if self._reading.locked() or self._ended:
-            self.quiet.set()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Passes on what the meter has seen, until the connection has to end.
-
-        Raises:
-            trio.ClosedResourceError: the library has closed it.
-        """
-        if self._closed:
-            raise trio.ClosedResourceError
-        return await self._receive(max_bytes)
-
-    async def _receive(self, max_bytes: int | None) -> bytes:
-        if self._draining:
-            self.quiet.set()
-        async with self._reading:
-            while not (self._draining and self.meter.close_seen):
-                data = bytes(await self.stream.receive_some(max_bytes))
-                self.meter.feed(data, trio.current_time())
-                if self.meter.violation and not self._draining:
-                    self.drain()
-                    self.on_violation(self.meter.violation)
-                if not data or not self._draining:
-                    if not data:
-                        self._end()
-                    return data
-        return b""
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Writes all of it, or nothing ever again.
-
-        Raises:
-            trio.BrokenResourceError: an earlier write was cut short, or a close frame was sent.
-        """
-        if self.half_written or self.close_sent:
-            raise trio.BrokenResourceError
-        self.close_sent = data[:1] == bytes([_CLOSE_FRAME])
-        self.half_written = True
-        await self.stream.send_all(data)
-        self.half_written = False
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """As the stream beneath."""
-        await self.stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        """The library is done with it."""
-        self._closed = True
-        self._end()
-        await trio.lowlevel.checkpoint()
-
-    def _end(self) -> None:
-        self._ended = True
-        if self._draining:
-            self.quiet.set()
-        self.on_end()
-
-    async def say_goodbye(self, code: int, reason: str) -> None:
-        """The closing handshake, once it is quiet, as far as the peer takes part in it."""
-        if self.half_written:
-            return  # whatever followed would be taken for the rest of that frame
-        with suppress(*_GONE):
-            if not self.close_sent:
-                body = code.to_bytes(2) + reason.encode()
-                await self.send_all(bytes([_CLOSE_FRAME, len(body)]) + body)
-            while await self._receive(_RECEIVE_BYTES):
-                pass
-
-
 @define(eq=False)
 class WebSocket:
-    """One accepted connection: text in, text out."""
+    """One accepted connection: text in, text out. One task may read; any may write."""
 
-    connection: trio_websocket.WebSocketConnection
-    stream: GuardedStream
+    stream: trio.abc.Stream
     limits: WireLimits
     headers: dict[str, str] = field(repr=False)
-    violated: CloseCode | None = None
+    """By lower-case name; one that comes twice has both values, which no check of ours accepts."""
+    on_ping: Callable[[], None] = field(default=lambda: None, init=False, repr=False)
+    """Told when `send_pongs` has something to do. It must not block."""
+    _reader: FrameReader = field(init=False, repr=False)
+    _messages: deque[str] = field(factory=deque, init=False, repr=False)
+    _in_a_row: int = field(default=0, init=False)
+    _ended: Closed | None = field(default=None, init=False)
+    """Why there are no more messages than these."""
+    _is_at_end: bool = field(default=False, init=False)
+    _violated: bool = field(default=False, init=False)
+    _close_received: bytes | None = field(default=None, init=False)
+    """What the peer's close frame says."""
+    _close_sent: bool = field(default=False, init=False)
+    _pongs: bytearray = field(factory=bytearray, init=False, repr=False)
+    """The answers to the peer's pings, to be written."""
+    _answers_pings: bool = field(default=True, init=False)
+    _pings: dict[bytes, trio.Event] = field(factory=dict, init=False, repr=False)
+    _ping_numbers: Iterator[int] = field(factory=count, init=False, repr=False)
+    _writing: trio.Lock = field(factory=trio.Lock, init=False, repr=False)
+    _half_written: bool = field(default=False, init=False)
 
-    def tell_of_violations(self, on_violation: Callable[[CloseCode], None]) -> None:
-        """Calls back, once, when the peer breaks a bound; at once, if it has. Then close."""
-        self.stream.on_violation = on_violation
-        if self.stream.meter.violation is not None:
-            on_violation(self.stream.meter.violation)
+    def __attrs_post_init__(self) -> None:
+        self._reader = FrameReader(
+            self.limits.message_bytes, self.limits.fragments, self.limits.control_frames_per_second
+        )
+
+    # --- In -----------------------------------------------------------------------------------
 
     async def receive(self) -> str:
         """The next text message.
 
         Raises:
             Closed: there is none any more.
+
+        Cancellation:
+            No message is lost.
         """
-        try:
-            message = await self.connection.get_message()
-        except trio_websocket.ConnectionClosed as closed:
-            raise Closed(closed.reason.code if closed.reason else CloseCode.ABNORMAL) from None
-        if isinstance(message, bytes):
-            self.violated = CloseCode.UNSUPPORTED_DATA
-            raise Closed(CloseCode.UNSUPPORTED_DATA)
+        while not self._messages:
+            self._in_a_row = 0
+            if self._ended is not None:
+                raise self._ended
+            await self._read()
+        if self._in_a_row > _IN_A_ROW_BYTES:
+            self._in_a_row = 0
+            await trio.lowlevel.checkpoint()
+        message = self._messages.popleft()
+        self._in_a_row += _MESSAGE_BYTES + len(message)
         return message
+
+    def stop_reading(self) -> None:
+        """From now on no ping is answered, and nothing is looked at but the peer's close frame."""
+        self._answers_pings = False
+        self._pongs.clear()
+
+    async def _read(self) -> None:
+        try:
+            data = await self.stream.receive_some(_RECEIVE_BYTES)
+        except _GONE:
+            data = b""
+        if data:
+            self.feed(data)
+        else:
+            self._is_at_end = True
+            self._end(Closed(CloseCode.ABNORMAL))
+
+    def feed(self, data: bytes | bytearray) -> None:
+        """Takes bytes that came from the peer."""
+        try:
+            for opcode, payload in self._reader.feed(data, trio.current_time()):
+                if opcode is Opcode.CLOSE:
+                    self._end(Closed(close_code(payload)))
+                    self._close_received = payload
+                elif self._ended is None:
+                    self._take(opcode, payload)
+            if self._reader.violation is not None:
+                raise self._reader.violation
+        except Violation as violation:
+            self._violated = True
+            self._end(Closed(violation.code, violation.reason))
+
+    def _take(self, opcode: Opcode, payload: bytes) -> None:
+        if opcode is Opcode.TEXT:
+            self._messages.append(text_of(payload))
+        elif opcode is Opcode.PONG:
+            if payload in self._pings:
+                self._pings[payload].set()
+        elif self._answers_pings:
+            self._pongs += frame(Opcode.PONG, payload)
+            self.on_ping()
+
+    def _end(self, why: Closed) -> None:
+        self._ended = self._ended or why
+
+    # --- Out ----------------------------------------------------------------------------------
 
     async def send(self, text: bytes) -> None:
         """Writes one text message within `write_ms`.
@@ -179,13 +167,20 @@ class WebSocket:
         Cancellation:
             If the message was cut short, the connection can only be aborted.
         """
-        with trio.move_on_after(self.limits.write_ms / 1000):
-            try:
-                await self.connection.send_message(text.decode())
-            except trio_websocket.ConnectionClosed:
-                raise Closed(CloseCode.ABNORMAL) from None
-            return
-        raise Closed(CloseCode.SLOW_CONSUMER)
+        await self._send(frame(Opcode.TEXT, text))
+
+    async def send_pongs(self) -> None:
+        """Answers the peer's pings within `write_ms`.
+
+        Raises:
+            Closed: they could not be written.
+
+        Cancellation:
+            As that of `send`.
+        """
+        if pongs := bytes(self._pongs):
+            self._pongs.clear()
+            await self._send(pongs)
 
     async def ping(self) -> bool:
         """Sends a ping, and says whether its pong came within `pong_ms`.
@@ -193,93 +188,141 @@ class WebSocket:
         Raises:
             Closed: the connection is closed.
         """
-        with trio.move_on_after(self.limits.pong_ms / 1000):
-            try:
-                await self.connection.ping()
-            except trio_websocket.ConnectionClosed:
-                raise Closed(CloseCode.ABNORMAL) from None
-            return True
-        return False
+        number = next(self._ping_numbers).to_bytes(8)
+        answered = self._pings[number] = trio.Event()
+        try:
+            with trio.move_on_after(self.limits.pong_ms / 1000):
+                await self._write(frame(Opcode.PING, number))
+                await answered.wait()
+            return answered.is_set()
+        except _GONE:
+            raise Closed(CloseCode.ABNORMAL) from None
+        finally:
+            del self._pings[number]
 
-    def stop_reading(self) -> None:
-        """From now on nothing that the peer sends is looked at, but its close frame."""
-        self.stream.drain()
+    async def _send(self, data: bytes) -> None:
+        with trio.move_on_after(self.limits.write_ms / 1000):
+            try:
+                await self._write(data)
+            except _GONE:
+                raise Closed(CloseCode.ABNORMAL) from None
+            return
+        raise Closed(CloseCode.SLOW_CONSUMER)
+
+    async def _write(self, data: bytes) -> None:
+        """Writes all of it, or nothing ever again.
+
+        Raises:
+            trio.BrokenResourceError: an earlier write was cut short, or a close frame was sent.
+        """
+        try:
+            self._writing.acquire_nowait()
+        except trio.WouldBlock:
+            await self._writing.acquire()
+        try:
+            if self._half_written or self._close_sent or self._close_received is not None:
+                raise trio.BrokenResourceError
+            self._half_written = True
+            await self.stream.send_all(data)
+            self._half_written = False
+        finally:
+            self._writing.release()
+
+    # --- The end ------------------------------------------------------------------------------
 
     async def close(self, code: int, reason: str) -> None:
         """Says why, waits for the peer's own close, and is gone after `close_ms` at the latest."""
-        with trio.move_on_after(self.limits.close_ms / 1000):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._discard)
-                self.stop_reading()
-                await self.stream.quiet.wait()
-                await self.stream.say_goodbye(code, reason)
-                nursery.cancel_scope.cancel()
-        await trio.aclose_forcefully(self.stream.stream)
+        self.stop_reading()
+        self._end(Closed(code))
+        with trio.move_on_after(self.limits.close_ms / 1000), suppress(*_GONE):
+            await self._say_goodbye(code, reason)
+        await trio.aclose_forcefully(self.stream)
 
-    async def _discard(self) -> None:
-        """Takes what the library still hands over, so that it comes to rest."""
-        with suppress(trio_websocket.ConnectionClosed):
-            while True:
-                await self.connection.get_message()
+    async def _say_goodbye(self, code: int, reason: str) -> None:
+        """The closing handshake, as far as the peer takes part in it."""
+        async with self._writing:
+            if self._half_written:
+                return  # whatever followed would be taken for the rest of that frame
+            if self._close_received is not None:
+                await self.stream.send_all(frame(Opcode.CLOSE, self._close_received))
+                return
+            if code != CloseCode.ABNORMAL:
+                self._close_sent = True
+                await self.stream.send_all(close_frame(code, reason))
+            if self._violated and isinstance(self.stream, trio.abc.HalfCloseableStream):
+                # Its frames are read no more, so its close frame cannot be told from them.
+                await self.stream.send_eof()
+        while not self._is_over:
+            await self._read()
+
+    @property
+    def _is_over(self) -> bool:
+        return self._close_received is not None or self._is_at_end
 
 
 async def accept(
-    nursery: trio.Nursery,
     stream: trio.abc.Stream,
     limits: WireLimits,
     *,
     admit: Callable[[dict[str, str]], int | None],
 ) -> WebSocket:
-    """Makes a WebSocket of a byte stream within `handshake_ms`. Its reader runs in `nursery`.
+    """Makes a WebSocket of a byte stream within `handshake_ms`.
 
     Args:
-        nursery: the connection's own.
         stream: a fresh one.
         limits: its bounds.
         admit: looks at the headers, names in lower case; an HTTP status refuses the client.
 
     Raises:
         HandshakeFailed: the peer was refused, too slow, or did not speak WebSocket.
+        trio.BrokenResourceError: it is gone.
     """
-    meter = FrameMeter(limits.message_bytes, limits.fragments, limits.control_frames_per_second)
-    with trio.move_on_after(limits.handshake_ms / 1000) as scope:
-        # Of a handshake that fails the library tells nobody but the stream.
-        guarded = GuardedStream(stream, meter, lambda _: scope.cancel(), on_end=scope.cancel)
-        request = await trio_websocket.wrap_server_stream(
-            nursery,
-            guarded,
-            max_message_size=limits.message_bytes,
-            receive_buffer_size=_RECEIVE_BYTES,
-        )
-        headers = _headers(request)
-        body = {"content-length", "transfer-encoding"} & headers.keys()
-        status = 400 if body else admit(headers)
-        try:
-            if status is None:
-                # The peer may go wrong as soon as the answer is written, and before we go on.
-                guarded.on_violation, guarded.on_end = _ignore, _nobody
-                offered = SUBPROTOCOL in request.proposed_subprotocols
-                connection = await request.accept(subprotocol=SUBPROTOCOL if offered else None)
-                return WebSocket(connection, guarded, limits, headers)
-            await request.reject(status)
-        except trio_websocket.ConnectionClosed:
-            raise HandshakeFailed("the peer is gone") from None
-        raise HandshakeFailed(f"refused with {status}")
-    raise HandshakeFailed("took too long, or is none")
+    with trio.move_on_after(limits.handshake_ms / 1000):
+        return await _shake_hands(stream, limits, admit)
+    raise HandshakeFailed("took too long")
 
 
-def _headers(request: trio_websocket.WebSocketRequest) -> dict[str, str]:
-    """By lower-case name; one that comes twice has both values, which no check of ours accepts."""
-    headers = {"host": request._event.host}  # shown nowhere else
-    for raw_name, raw_value in request.headers:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+async def _shake_hands(
+    stream: trio.abc.Stream, limits: WireLimits, admit: Callable[[dict[str, str]], int | None]
+) -> WebSocket:
+    protocol = ServerProtocol(select_subprotocol=_choose)
+    request = await _request(stream, protocol)
+    headers = _headers(request)
+    named = len(request.headers.get_all("Host")) == 1
+    has_body = not {"content-length", "transfer-encoding"}.isdisjoint(headers)
+    status = admit(headers) if named and not has_body else 400
+    response = protocol.accept(request) if status is None else protocol.reject(status, "")
+    await stream.send_all(response.serialize())
+    if response.status_code != _SWITCHING_PROTOCOLS:
+        raise HandshakeFailed(f"refused with {response.status_code}")
+    socket = WebSocket(stream, limits, headers)
+    socket.feed(protocol.reader.buffer)  # frames may have come right behind it
+    return socket
+
+
+async def _request(stream: trio.abc.Stream, protocol: ServerProtocol) -> Request:
+    size = 0
+    while True:
+        data = await stream.receive_some(_RECEIVE_BYTES)
+        size += len(data)
+        if not data or size > _HANDSHAKE_BYTES_MAX:
+            raise HandshakeFailed("it is none, or endless")
+        protocol.receive_data(data)
+        for event in protocol.events_received():
+            if isinstance(event, Request):
+                return event
+        if protocol.handshake_exc is not None:
+            await stream.send_all(protocol.reject(400, "").serialize())
+            raise HandshakeFailed("it is none") from protocol.handshake_exc
+
+
+def _choose(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    return SUBPROTOCOL if SUBPROTOCOL in offered else None
+
+
+def _headers(request: Request) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for raw_name, value in request.headers.raw_items():
+        name = raw_name.lower()
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
-
-
-def _nobody() -> None:
-    """Stands in for a handshake that is over."""
-
-
-def _ignore(_: CloseCode) -> None:
-    """Stands in for a connection that is not there yet, and will ask."""

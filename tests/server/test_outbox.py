@@ -14,7 +14,7 @@ async def test_take_gets_all_that_waits_in_order() -> None:
 
 
 async def test_take_waits_for_something(autojump_clock: MockClock) -> None:
-    outbox, taken = Outbox(100), list[list[bytes]]()
+    outbox, taken = Outbox(100), list[list[bytes] | None]()
 
     async def take_twice() -> None:
         taken.append(await outbox.take())
@@ -51,15 +51,15 @@ async def test_finished_it_still_gives_what_was_queued_and_then_the_end() -> Non
     outbox.finish(drop=False)
     outbox.put(b"too late")
     assert await outbox.take() == [b"a"]
-    assert await outbox.take() == []
-    assert await outbox.take() == []
+    assert await outbox.take() is None
+    assert await outbox.take() is None
 
 
 async def test_finished_and_dropped_it_is_empty() -> None:
     outbox = Outbox(10)
     outbox.put(b"a")
     outbox.finish(drop=True)
-    assert await outbox.take() == []
+    assert await outbox.take() is None
 
 
 async def test_finish_wakes_the_one_who_takes(autojump_clock: MockClock) -> None:
@@ -79,3 +79,13 @@ async def test_a_cancelled_take_loses_nothing(autojump_clock: MockClock) -> None
         scope.cancel()
         await outbox.take()
     assert await outbox.take() == [b"a"]
+
+
+async def test_a_nudge_wakes_who_takes(autojump_clock: MockClock) -> None:
+    """There is something to write that is not in the outbox."""
+    outbox = Outbox(100)
+    outbox.nudge()
+    assert await outbox.take() == []
+    with trio.move_on_after(1) as scope:
+        await outbox.take()
+    assert scope.cancelled_caught
