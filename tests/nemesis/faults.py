@@ -20,7 +20,7 @@ from tests.nemesis.history import Scribe
 from tests.nemesis.stores import TOPOLOGIES
 from tests.proxy import RunningProxy, Way
 from tests.redis_groups import MASTER_NAME
-from tests.redises import RunningRedis
+from tests.redises import RedisFailed, RunningRedis
 
 STEP_MS: Final = 60_000
 DELAYS_MS: Final = (20, 100, 400)
@@ -332,8 +332,8 @@ def failover(stage: Stage) -> Iterator[None]:
     store = stage.fleet.store
     master = stage.master()
     stage.announce(master.address)
-    # One that was just promoted may have no replica that is ready; then this fault is none.
-    with contextlib.suppress(ResponseError):
+    # There may be no replica that is ready, or sentinels may give up; then this fault is none.
+    with contextlib.suppress(ResponseError, RedisFailed):
         if store.replicated is not None:
             sentinel = stage.random.choice(store.replicated.sentinels)
             sentinel.cli("SENTINEL", "FAILOVER", MASTER_NAME)

@@ -25,6 +25,7 @@ SENTINELS: Final = 3
 MASTERS: Final = 3
 # A busy machine must not fail over by itself.
 DOWN_AFTER_MS: Final = 2000
+FAILOVER_MS: Final = 4000
 
 
 @frozen
@@ -100,7 +101,11 @@ def running_store(topology: str) -> Iterator[Store]:
                 yield Store(topology, single=single, skewed=skewed)
             case "sentinel":
                 group = running_replicas(
-                    REPLICAS, sentinels=SENTINELS, down_after_ms=DOWN_AFTER_MS, options=DURABLE
+                    REPLICAS,
+                    sentinels=SENTINELS,
+                    down_after_ms=DOWN_AFTER_MS,
+                    failover_timeout_ms=FAILOVER_MS,
+                    options=DURABLE,
                 )
                 yield Store(topology, replicated=stack.enter_context(group))
             case "cluster":
