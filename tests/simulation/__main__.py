@@ -107,7 +107,10 @@ def main() -> int:
             report.add(outcome)
             if outcome.violation is not None:
                 print(f"seed {outcome.seed}: {describe(outcome.violation)}", flush=True)
-    except KeyboardInterrupt:
+    except BaseException as problem:
+        group = BaseExceptionGroup("", [problem])
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
         print("interrupted")
     for line in report.lines(time.monotonic() - begun, options.seconds_each):
         print(line)

@@ -24,6 +24,8 @@ from leasekeeper.service.keeper import Keeper
 T = TypeVar("T")
 R = TypeVar("R")
 
+DATE: Final = "Fri, 15 Jan 2027 08:00:00 GMT"
+"""What an HTTP response says."""
 EPOCH_US: Final = 1_800_000_000_000_000
 """What the wall clock shows when Trio's shows zero."""
 
@@ -93,7 +95,12 @@ def seed_keeper(keeper: Keeper, seed: str) -> None:
 
 def run_repeatable(seed: str, main: Callable[[], Coroutine[Any, Any, R]]) -> R:
     """Runs this on a clock that jumps ahead when there is nothing else to do."""
-    with repeatable(seed), quiet(), patch.dict(vars(deadlines), set=InOrder):
+    with (
+        repeatable(seed),
+        quiet(),
+        patch.dict(vars(deadlines), set=InOrder),
+        patch("email.utils.formatdate", lambda **_: DATE),
+    ):
         return trio.run(main, clock=MockClock(autojump_threshold=0))
 
 

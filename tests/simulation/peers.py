@@ -14,6 +14,8 @@ from tests.simulation.wires import Link
 from tests.simulation.world import World
 
 GRACE_S: Final = 5.0
+MARGIN_S: Final = 0.002
+"""Servers count in milliseconds; the drift of clocks is not simulated."""
 LOST_CONTACT: Final = (PeerGone, OSError, trio.TooSlowError, *GONE)
 
 
@@ -139,7 +141,8 @@ class Held:
 
     def stands(self) -> bool:
         """Whether its holder may act on it now."""
-        return not self.over and trio.current_time() < min(self.lasts_until, self.kept_until)
+        ends = min(self.lasts_until, self.kept_until) - MARGIN_S
+        return not self.over and trio.current_time() < ends
 
     def confirm(self, sent_at: float, ttl_ms: int) -> None:
         """An answer to what was sent then has renewed it."""

@@ -9,7 +9,7 @@ import pytest
 
 from tests.simulation.runs import Outcome, run_seed
 
-SEEDS = range(40)
+SEEDS = range(30)
 SECONDS = 12.0
 AGAIN = 3
 

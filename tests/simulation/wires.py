@@ -164,13 +164,15 @@ class Network:
     faults: Counter[str]
     record: Callable[[str, bytes], None]
     bad: bool = True
+    slow_s: float = 0.0
+    """How long everything takes while it is not."""
     servers: dict[str, Callable[[End], None]] = field(factory=dict)
     """Those that can be reached, by host."""
     _links: list[Link] = field(factory=list, init=False)
 
     def latency(self) -> float:
         """Of one chunk."""
-        return self.chance.choice(LATENCIES_S) if self.bad else 0.0
+        return self.chance.choice(LATENCIES_S) if self.bad else self.slow_s
 
     def dial(self, host: str) -> tuple[Link, End]:
         """A link to a server, and the client's end of it.
