@@ -80,7 +80,7 @@ def machine(examples: int = 120) -> Check:
         try:
             run_state_machine_as_test(Counting, settings=how)
         except AssertionError as problem:
-            return Found(runs, _first_line(problem))
+            return Found(runs, first_line(problem))
         return None
 
     return Check("machine of the lock", search)
@@ -103,7 +103,7 @@ def scenario(*steps: Callable[[World, FlakyStore], Awaitable[None]]) -> Check:
                 found = problems
             else:
                 continue
-            return Found(tries, _first_line(found))
+            return Found(tries, first_line(found))
         return None
 
     return Check(steps[0].__name__.replace("_", " "), search)
@@ -127,13 +127,14 @@ def cached(side: Callable[[], Side], groups: str, walks: int = 300) -> Check:
             try:
                 wander(CacheMachine(side(), steady=False), Random(seed), STEPS, set(groups.split()))
             except AssertionError as problem:
-                return Found(seed + 1, _first_line(problem))
+                return Found(seed + 1, first_line(problem))
         return None
 
     return Check(f"machine of the cache, {groups}", search)
 
 
-def _first_line(problem: BaseException) -> str:
+def first_line(problem: BaseException) -> str:
+    """Which law was broken, or where rules and laws differ."""
     while isinstance(problem, BaseExceptionGroup):
         problem = problem.exceptions[0]
     if isinstance(problem, Violation):

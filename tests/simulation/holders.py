@@ -144,6 +144,7 @@ class Holder(RawActor):
             try:
                 await self.connect(nursery)
                 await self.resume(belief, held)
+                held.over = True  # for what a session has is released when it leaves
                 await self.leave()
             except LOST_CONTACT:
                 pass  # and not a group of it
