@@ -8,6 +8,7 @@ time, which is for warming up, a straight line through what was noted has to be 
 import argparse
 import random
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -172,6 +173,10 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="leasekeeper-soak-"))
     print(f"seed {told.seed}, in {directory}", flush=True)
     good = soak(Plan(shape=shape, seconds=60 * told.minutes), directory)
+    if good:
+        shutil.rmtree(directory)
+    else:
+        print(f"seed {told.seed}: what was written is in {directory}")
     return 0 if good else 1
 
 

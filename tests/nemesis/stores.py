@@ -26,6 +26,9 @@ MASTERS: Final = 3
 # A busy machine must not fail over by itself.
 DOWN_AFTER_MS: Final = 2000
 FAILOVER_MS: Final = 4000
+PUBLISH_MS: Final = 1000
+"""How often sentinels speak. In four times that they turn a master that they have not heard of into
+a replica again, and who promotes one while the old master lives looks at it once in a second."""
 
 
 @frozen
@@ -107,7 +110,10 @@ def running_store(topology: str) -> Iterator[Store]:
                     failover_timeout_ms=FAILOVER_MS,
                     options=DURABLE,
                 )
-                yield Store(topology, replicated=stack.enter_context(group))
+                replicated = stack.enter_context(group)
+                for each in replicated.sentinels:
+                    each.cli("SENTINEL", "DEBUG", "publish-period", PUBLISH_MS)
+                yield Store(topology, replicated=replicated)
             case "cluster":
                 nodes = running_cluster(
                     MASTERS, replicas_each=1, node_timeout_ms=DOWN_AFTER_MS, options=DURABLE
