@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 import trio
+from attrs import evolve
 
 from leasekeeper.core.lock import (
     Contended,
@@ -20,7 +21,7 @@ from leasekeeper.core.lock import (
 )
 from leasekeeper.messages import ORIGINAL_WAIT, LostReason, Mode
 from leasekeeper.store.api import Changed
-from leasekeeper.store.redis.store import Options
+from leasekeeper.store.redis.store import Options, RedisStore
 from tests.store.actors import LONG_MS, WAKE_S, Actor, Place
 
 pytestmark = pytest.mark.system
@@ -215,6 +216,25 @@ async def test_a_touch_finds_a_grant_whose_message_was_lost(shared: Place) -> No
         await one.release("n", held.lease)
         assert await deaf.touch("n", claim.lease) is True
         assert (await deaf.granted(claim, within_s=WAKE_S)).fence > held.fence
+
+
+async def test_a_grant_that_was_given_back_is_not_believed_later(servers: list[Actor]) -> None:
+    """HOLD-4: what answers the same question a moment after the pause is old."""
+    holder, waiter, _ = servers
+    await holder.take("n")
+    claim = await waiter.queue("n")
+    store = waiter.store
+    assert isinstance(store, RedisStore)
+    store._recovery.hold.join(100)
+    old = WaiterGranted(claim.lease, Granted(fence=1, ttl_ms=LONG_MS, waited_ms=0))
+    store._tell_granted("n", old)
+    with trio.fail_after(WAKE_S):
+        while store._recovery.left_ms("n"):  # noqa: ASYNC110 # it is its own clock
+            await trio.sleep(0.01)
+    store._tell_granted("n", old)
+    assert not waiter.told_of(WaiterGranted)
+    store._tell_granted("n", evolve(old, grant=evolve(old.grant, fence=2)))
+    assert waiter.told_of(WaiterGranted)
 
 
 async def test_a_loss_whose_message_was_lost_is_found(shared: Place) -> None:

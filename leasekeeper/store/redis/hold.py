@@ -27,6 +27,9 @@ _ROUND_UP: Final = 1.25
 SETTLE_MS: Final = 1000
 """A Redis that restarted or was replaced is granted from no sooner: other servers, which may know
 of leases that this one does not, reconnect and say so within this time."""
+FLUSH_SETTLE_MS: Final = 500
+"""So is one that was flushed, of which all servers hear at once: a lease that was given out a
+moment before is known to its server only, which says what it knows when it is sure of the flush."""
 _ALIKE_MS: Final = 250
 """Servers count a pause from when they hear of it, so they do not agree to the millisecond."""
 ANYWHERE: Final = "*"
@@ -129,14 +132,17 @@ class RestartHold:
         """Redis says that everything was deleted there, in some database."""
         place = self.place_of(address)
         if self.clustered:  # where there is but one database
-            self._begin("it was flushed", place)
-        elif self.doubtful or not self.left_at(MASTER):
-            self._begin("it was flushed, or another database was", place, doubtful=True)
+            self._begin("it was flushed", place, FLUSH_SETTLE_MS)
         else:
-            self._begin("it was flushed", place)
+            doubtful = self.doubtful or not self.left_at(MASTER)
+            why = "it was flushed, or another database was" if doubtful else "it was flushed"
+            self._begin(why, place, FLUSH_SETTLE_MS, doubtful=doubtful)
 
-    def confirm(self) -> None:
-        """It was this database that was flushed, or nobody can say; each server hears of it."""
+    def confirm(self, *, sure: bool = True) -> None:
+        """It was this database that was flushed. If nobody can say, it is taken for that, but
+        others are not told."""
+        if self.doubtful and sure and self.left_at(MASTER):
+            self._tell_lost(MASTER)
         self.doubtful = False
 
     def dismiss(self) -> None:

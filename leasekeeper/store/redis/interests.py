@@ -39,6 +39,8 @@ class Interest:
     waiters: dict[str, Claim] = field(factory=dict)
     doubted: set[str] = field(factory=set)
     """Waiters that were in no queue when it was looked at last."""
+    given_back: dict[str, int] = field(factory=dict)
+    """The fences of grants to waiters that were refused: a later word of them is old."""
     watched: bool = False
     seen: Seen | None = None
     look_ms: int | None = None
@@ -131,6 +133,7 @@ class Interests:
         """Granted, through this server or for it, for `ttl_ms` from now."""
         interest = self[name]
         interest.waiters.pop(claim.lease, None)
+        interest.given_back.pop(claim.lease, None)
         now_ms = trio_ms()
         interest.holdings[claim.lease] = Holding(claim, fence, now_ms, now_ms + ttl_ms)
         self.settle(name)
@@ -159,8 +162,19 @@ class Interests:
         if interest := self._names.get(name):
             interest.holdings.pop(lease, None)
             interest.waiters.pop(lease, None)
+            interest.given_back.pop(lease, None)
             interest.doubted.discard(lease)
             self.settle(name)
+
+    def give_back(self, name: str, lease: str, fence: int) -> None:
+        """A waiter was granted it, and is not told: it waits on."""
+        if (interest := self._names.get(name)) and lease in interest.waiters:
+            interest.given_back[lease] = max(fence, interest.given_back.get(lease, 0))
+
+    def was_given_back(self, name: str, lease: str, fence: int) -> bool:
+        """Whether this grant, or a later one, was not told to its waiter."""
+        interest = self._names.get(name)
+        return interest is not None and fence <= interest.given_back.get(lease, 0)
 
     def lose(self, name: str, lease: str) -> None:
         """It is not held; it may wait."""

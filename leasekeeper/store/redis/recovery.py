@@ -162,7 +162,7 @@ class Recovery:
     async def _resolve(self) -> None:
         """Finds out whether it was another database that was flushed. Before any restoring."""
         if self._proof is None:
-            self.hold.confirm()
+            self.hold.confirm(sure=False)
             return
         name, fence = self._proof
         key = self.layout.keys(name)[FENCE]

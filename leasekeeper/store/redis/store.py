@@ -433,8 +433,12 @@ class RedisStore:
             self._tell_granted(name, granted)
 
     def _tell_granted(self, name: str, granted: WaiterGranted) -> None:
+        lease, fence = granted.lease, granted.grant.fence
         if self._recovery.left_ms(name):  # by a call that was under way when data was lost
-            self._in_background(self._return, name, granted.lease)
+            self._interests.give_back(name, lease, fence)
+            self._in_background(self._return, name, lease)
+            return
+        if self._interests.was_given_back(name, lease, fence):
             return
         interest = self._interests.find(name)
         if interest and (claim := interest.waiters.get(granted.lease)):

@@ -183,3 +183,20 @@ async def test_a_server_told_of_more_pauses_for_longer(own_redis: RunningRedis) 
             with trio.fail_after(WITHIN_S):
                 await rival.run()
             assert rival.got.ended_at >= old.until
+
+
+async def test_a_server_that_was_not_told_of_a_lease_learns_of_it_after_a_flush(
+    own_redis: RunningRedis,
+) -> None:
+    """HOLD-3: the word of a lease is sent beside its grant, and may come after the flush."""
+    async with station(own_redis.url) as one, station(own_redis.url) as two:
+        rival = Rival(await two.dial(), "n")
+        client = await one.dial()
+        old = await take(client, "n", ttl_ms=TTL_MS)
+        await attempt(rival.peer, "lease.inspect", name="n")
+        two.store._recovery.hold._latest_ms = 0  # as if the word were still on its way
+        own_redis.cli("FLUSHALL")
+        with trio.fail_after(WITHIN_S):
+            await rival.run()
+        assert rival.got.ended_at >= old.until
+        assert rival.fence > old.fence

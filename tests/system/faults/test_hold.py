@@ -13,7 +13,14 @@ from trio.testing import MockClock
 from leasekeeper.resp.handshake import Identity
 from leasekeeper.resp.settings import Address
 from leasekeeper.store.alarms import trio_ms
-from leasekeeper.store.redis.hold import ANYWHERE, MASTER, SETTLE_MS, RestartHold, Word
+from leasekeeper.store.redis.hold import (
+    ANYWHERE,
+    FLUSH_SETTLE_MS,
+    MASTER,
+    SETTLE_MS,
+    RestartHold,
+    Word,
+)
 
 LONGEST_MS = 3_600_000
 ONE, TWO = Address("one", 1), Address("two", 2)
@@ -100,14 +107,35 @@ async def test_another_run_pauses_until_the_leases_are_over(
 async def test_a_server_that_knows_of_no_lease_waits_for_the_word_of_others(
     autojump_clock: MockClock,
 ) -> None:
-    """It may not have heard yet; a flush, of which all hear at once, is another matter."""
+    """It may not have heard yet."""
     hold = Talk().hold()
     connect(hold, Run(), Run(run_id="b"))
     assert hold.left_ms == SETTLE_MS
     other = Talk().hold()
     connect(other, Run())
     other.flushed(ONE)
-    assert other.left_ms == 0
+    assert other.left_ms == FLUSH_SETTLE_MS
+
+
+async def test_a_server_that_is_sure_of_a_flush_says_what_it_knew(
+    autojump_clock: MockClock,
+) -> None:
+    """HOLD-3, HOLD-6: the word of its last lease may have come to nobody."""
+    talk = Talk()
+    ignorant, wise = talk.hold(), talk.hold()
+    for hold in (ignorant, wise):
+        connect(hold, Run())
+    wise.given(30_000)
+    talk._pending.clear()
+    for hold in (ignorant, wise):
+        hold.flushed(ONE)
+    ignorant.confirm(sure=False)
+    talk.carry()
+    assert ignorant.left_ms == FLUSH_SETTLE_MS
+    wise.confirm()
+    talk.carry()
+    assert ignorant.left_ms >= 30_000
+    assert not ignorant.doubtful
 
 
 async def test_the_server_that_knows_most_decides(autojump_clock: MockClock) -> None:
