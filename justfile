@@ -69,5 +69,29 @@ docs:
 bench *options:
     python -m bench "$@"
 
+# Faults at random against a whole fleet, its history judged; e.g. --topology cluster --minutes 10.
+nemesis *options:
+    python -m tests.nemesis "$@"
+
+# An hour of mixed load with a fault every 20 s: does anything grow?
+soak *options:
+    python -m tests.nemesis.soak "$@"
+
+# Simulated worlds, each from a seed: --seeds 10000; --seed N replays one.
+simulate *options:
+    python -m tests.simulation "$@"
+
+# The formal model: what holds, what must fail, what is reached. Wants spin and a C compiler.
+model *options:
+    python spec/model/check.py "$@"
+
+# The mistakes that the suite makes on purpose, and what finds each.
+mutants *options:
+    python -m tests.mutants "$@"
+
+# Bytes at random for what reads them, as long as one likes: TARGET --seconds 1800. Wants atheris.
+fuzz *options:
+    python -m tests.fuzz "$@"
+
 # All that a change must pass.
 check: lint types docs test cov
