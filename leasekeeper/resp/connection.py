@@ -237,7 +237,7 @@ class Connection:
             self._heard_at = trio.current_time()
             try:
                 reader.feed(bytes(data))
-                while (reply := reader.gets()) is not _NOTHING_YET:
+                while (reply := _next_reply(reader)) is not _NOTHING_YET:
                     self._hear(reply)
             except hiredis.ProtocolError:
                 self._lose(f"{self.address} sent what is not RESP")
@@ -280,3 +280,14 @@ class Connection:
     def _end_silent(self, within_ms: int) -> None:
         self.was_silent = True
         self._lose(f"{self.address} did not answer within {within_ms} ms")
+
+
+def _next_reply(reader: hiredis.Reader) -> object:
+    """
+    Raises:
+        hiredis.ProtocolError: it is none.
+    """
+    try:
+        return reader.gets()
+    except TypeError as error:  # a map whose key is a list, say
+        raise hiredis.ProtocolError(str(error)) from None
