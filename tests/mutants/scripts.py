@@ -19,7 +19,7 @@ from tests.properties.stores_scripts import SCRIPTS, Scripts
 from tests.properties.test_stores_agree import LONG_MS, CoreAndScripts
 from tests.redises import RunningRedis
 
-EXAMPLES: Final = 40
+EXAMPLES: Final = 60
 LOOK_UP: Final = "local e = find(lease)\nif not e or (only_of"
 
 

@@ -6,7 +6,7 @@ store and judges each of its steps by the state before and after it, knowing not
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import ClassVar, Final
 
 import trio
 from attrs import define, field, frozen
@@ -19,11 +19,17 @@ GONE_MS: Final = 2_000
 
 
 class Violation(AssertionError):
-    """A law was broken."""
+    """A law was broken.
+
+    Each is kept in `seen`, too: a server contains what is raised while it carries out a request.
+    """
+
+    seen: ClassVar[list["Violation"]] = []
 
     def __init__(self, law: str, what: str) -> None:
         super().__init__(f"{law} at {trio.current_time():.3f} s: {what}")
         self.law: Final = law
+        self.seen.append(self)
 
 
 @define(eq=False)
@@ -89,12 +95,14 @@ class View:
     """One name as it was."""
 
     holders: dict[str, Holder]
+    fences: dict[str, int]
     queue: list[tuple[str, Waiter]]
 
 
 def view_of(lock: Lock) -> View:
     """What is there now."""
-    return View(dict(lock._holders), list(lock._queue.items()))
+    fences = {lease: holder.fence for lease, holder in lock._holders.items()}
+    return View(dict(lock._holders), fences, list(lock._queue.items()))
 
 
 @define
@@ -109,10 +117,12 @@ class Witness:
         """A step on this name is over."""
         after = view_of(lock)
         self._holders(name, after)
+        lost = {event.fence for event in lock.events if isinstance(event, HolderLost)}
         for lease, holder in after.holders.items():
-            if lease not in before.holders:
+            old = before.fences.get(lease)
+            if old is None or old in lost:
                 self._grant(name, lease, holder, before, after, now)
-            elif before.holders[lease].fence != holder.fence:
+            elif old != holder.fence:
                 raise Violation("L6", f"{name}: a held lease has another fence")
         self._wake_up(name, after, now)
         for event in lock.events:

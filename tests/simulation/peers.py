@@ -8,6 +8,7 @@ import trio
 from attrs import define, field
 from websockets.protocol import OPEN
 
+from leasekeeper.errors import InternalError
 from tests.harness import GONE, Peer, PeerGone, Refused
 from tests.simulation.laws import Violation
 from tests.simulation.wires import Link
@@ -49,6 +50,12 @@ class SimPeer(Peer):
     def unanswered(self) -> set[int]:
         """What has been asked and not been answered yet."""
         return self._asked
+
+    def _sort(self, message: Any) -> None:  # noqa: ANN401 # any JSON
+        super()._sort(message)
+        for each in message if isinstance(message, list) else [message]:
+            if each.get("error", {}).get("code") == InternalError.code:
+                Violation("L13", f"the server has failed: {each}")  # and is found out by that
 
     def check_answers(self) -> None:
         """Nothing was answered twice, or without having been asked."""

@@ -35,6 +35,7 @@ class Outcome:
 def run_seed(seed: int, seconds: float = SECONDS, tell: Trace | None = None) -> Outcome:
     """Runs a world. Whatever goes wrong in it is in the outcome."""
     outcome = Outcome(seed)
+    Violation.seen.clear()
 
     async def main() -> None:
         try:
@@ -47,6 +48,8 @@ def run_seed(seed: int, seconds: float = SECONDS, tell: Trace | None = None) -> 
             run_repeatable(f"{seed}", main)
         except Exception as problem:
             outcome.violation = _first(problem)
+    if Violation.seen:
+        outcome.violation = Violation.seen[0]
     return outcome
 
 

@@ -171,6 +171,8 @@ class World:
         """L5: what is overdue."""
         while True:
             await trio.sleep(1)
+            if Violation.seen:
+                raise Violation.seen[0]
             now_ms = int(trio.current_time() * 1000)
             for name, lock in self.store._locks.items():
                 self.witness.overdue(name, lock, now_ms)
