@@ -34,7 +34,7 @@ def ran(plan: Plan, directory: Path) -> Found:
 @pytest.mark.system
 def test_faults_break_no_promise(tmp_path: Path) -> None:
     faults = ("pause_client", "kill_server", "cut_redis", "client_half_open")
-    plan = Plan(shape=SHORT, seconds=8, faults=faults, lasting=(1.0, 3.0))
+    plan = Plan(shape=SHORT, seconds=5, faults=faults, lasting=(1.0, 3.0))
     found = ran(plan, tmp_path)
     verdict = judge(plan, tmp_path)
     assert verdict.good, verdict.text
