@@ -53,6 +53,7 @@ async def _watch(world: World, stands: object) -> None:
 def search(ttls: tuple[float, ...] = (3.0, 20.0)) -> tuple[int, str] | None:
     """What is wrong, and after how many tries; None if nothing is."""
     for tries, ttl in enumerate(ttls, start=1):
+        Violation.seen.clear()
         with dialled():
             try:
                 run_repeatable(f"{ttl}", lambda ttl=ttl: _hold(ttl))  # type: ignore[misc]
