@@ -209,7 +209,12 @@ class Session:
 
     async def _settle_in(self, connection: Connection, old: Connection | None) -> None:
         await self._listener.settle_in(connection)
-        if old is not None:
+        if old is None:
+            return
+        if connection.dead.is_set():
+            # Not everything may have moved, and a clean close would have it released.
+            old.kill("the connection that was to follow it is gone")
+        else:
             await old.close()
 
     async def _serve(self, connection: Connection) -> None:

@@ -223,6 +223,28 @@ async def test_a_draining_server_is_left_without_a_loss() -> None:
 
 
 @on_both
+async def test_a_draining_server_is_not_told_to_release_what_has_not_moved() -> None:
+    """L1, L3: the connection that was to follow breaks before the lease has moved to it."""
+    async with fake_server() as one, fake_server() as two:
+        two.holders = one.holders
+
+        def drop_once(peer: Peer, _: object) -> None:
+            del two.hooks["lease.resume"]
+            two.tasks.start_soon(peer.drop)
+
+        two.hooks["lease.resume"] = drop_once
+        async with connect([one.url, two.url]) as keeper, keeper.lease("orders") as lease:
+            first = one.peer
+            first.notify("server.draining", reconnect_after_ms=20)
+            await one.until(first.gone.is_set)
+            assert first.close_code != 1000
+            await two.until(
+                lambda: len(two.asked("lease.resume")) + len(one.asked("lease.resume")) > 1
+            )
+            lease.ensure()
+
+
+@on_both
 async def test_a_wait_moves_off_a_draining_server() -> None:
     async with fake_server() as one, fake_server() as two:
         one.occupy("orders")
