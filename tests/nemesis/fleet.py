@@ -43,6 +43,9 @@ class Shape:
     """Further ones of every server."""
 
 
+START_AGAIN_S: Final = 0.5
+
+
 @define(eq=False)
 class Process:
     """A process that can be paused, killed and started again. Its errors go to a file."""
@@ -84,9 +87,31 @@ class Process:
             raise ServerFailed(f"{self.name} said {self.said!r}, and then:\n{errors}")
 
     def start(self) -> None:
-        """Starts it, and waits until it is there."""
-        self.launch()
-        self.await_greeting()
+        """Starts it, and waits until it is there.
+
+        A server that finds no store ends at once, as is specified, and whoever supervises it starts
+        it again.
+
+        Raises:
+            ServerFailed: It does not come.
+        """
+        until = time.monotonic() + START_S
+        while True:
+            self.launch()
+            try:
+                self.await_greeting()
+            except ServerFailed:
+                if not self.ends_within(START_AGAIN_S) or time.monotonic() > until:
+                    raise
+            else:
+                return
+
+    def ends_within(self, seconds: float) -> bool:
+        """Whether its process is gone, after so long at most; it is if it was never there."""
+        if self.popen is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.popen.wait(seconds)
+        return not self.alive
 
     def hear(self, within_s: float) -> str:
         """The next line that it says."""
