@@ -324,7 +324,7 @@ class Leases:
         if held and isinstance(grant, Granted):
             new.fence = grant.fence
             self._hold(new, grant)
-            new.expires_ms = old.expires_ms
+            new.renewed_ms, new.expires_ms = old.renewed_ms, old.expires_ms
         return new
 
     def _own(self, tenure: Tenure) -> str:

@@ -70,10 +70,12 @@ class Renewals:
     def plan(self, tenure: Tenure, asked_ms: int, ttl_ms: int) -> None:
         """Says when this lease, of which we heard just now, is due again.
 
-        It runs out `ttl_ms` after the store was asked, or later: then it began to count.
+        It runs out `ttl_ms` after the store was asked, or later: then it began to count. An answer
+        to what was asked earlier than that on which its end rests takes nothing from it.
         """
         tenure.renewing_ms = None
-        tenure.expires_ms = asked_ms + ttl_ms
+        if asked_ms >= tenure.renewed_ms:
+            tenure.renewed_ms, tenure.expires_ms = asked_ms, asked_ms + ttl_ms
         tenure.is_final = ttl_ms < tenure.claim.ttl_ms
         self._last_calls.discard(tenure)
         jitter = 1 - self.limits.renewal_jitter * self.random.random()

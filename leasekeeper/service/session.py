@@ -82,6 +82,8 @@ class Tenure:
     """The same, but as it was before the store failed to renew it."""
     expires_ms: int = 0
     """When it runs out, unless it is renewed; not later than the store says."""
+    renewed_ms: int = 0
+    """When what `expires_ms` rests on was asked."""
     asked_ms: int = 0
     """When the store was last asked for it."""
     is_final: bool = False

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from leasekeeper.errors import Outcome
-from leasekeeper.messages import LeaseLost, LostReason
+from leasekeeper.messages import LeaseLost, LeaseRenew, LeaseRenewed, LostReason
 from leasekeeper.service.limits import Limits
 from tests.service.conftest import World, open_world
 from tests.service.flaky import Fault, FlakyStore
@@ -50,3 +50,21 @@ async def test_l3_what_is_given_up_early_is_not_granted_to_another_early(
         assert [lost.reason for lost in holder.heard(LeaseLost)] == [LostReason.STORE_LOST]
     await waiter.done.wait()
     assert trio.current_time() - begun == pytest.approx(3, abs=0.02)
+
+
+async def test_l3_an_older_answer_takes_nothing_from_a_newer(
+    world: World, store: FlakyStore
+) -> None:
+    """L1, L3: renewals overtake each other, and the last of the time that they proved counts."""
+    holder = world.client()
+    begun = trio.current_time()
+    grant = await holder.acquire("n", ttl_ms=3_000)
+    waiter = await world.wait_for(world.client(), "n")
+    await trio.sleep_until(begun + 1)
+    store.script["renew"] = [Fault(after_s=1), Fault(), *[FAILS] * 100]
+    slow = await world.start(holder, LeaseRenew("n", grant.lease))
+    await trio.sleep_until(begun + 1.5)
+    await holder.ask(LeaseRenew("n", grant.lease), LeaseRenewed)
+    await slow.done.wait()
+    await waiter.done.wait()
+    assert trio.current_time() - begun == pytest.approx(4.5, abs=0.02)
