@@ -10,7 +10,7 @@ import trio
 from leasekeeper.core.fills import Ask, Conflict, Content
 from leasekeeper.core.writes import ANSWER_BYTES_MAX, Bounds, Full, Settled, Take, Taken
 from leasekeeper.errors import InvalidParams
-from leasekeeper.messages import DeadWrite, Json
+from leasekeeper.messages import ClaimedWrite, DeadWrite, Json
 from leasekeeper.store.writes import QueueNews
 from tests.polling import eventually
 from tests.store.actors import Actor, Place
@@ -95,7 +95,7 @@ async def test_a_put_value_is_cached_and_claimed_and_written(one: Actor) -> None
 async def test_every_write_is_claimed_once_whatever_its_partition(one: Actor, count: int) -> None:
     """As many at a time as there may be, and with fences above their numbers."""
     seqs = {key: await put(one, key, key.encode()) for key in MANY}
-    found = {}
+    found: dict[str, ClaimedWrite] = {}
     while (taken := await claim(one, count)).writes:
         assert len(taken.writes) == min(count, len(MANY) - len(found))
         for write in taken.writes:
