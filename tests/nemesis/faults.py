@@ -42,6 +42,9 @@ class Kind:
     excuses_embedded: tuple[str, ...] = ()
     """Where the server is the store, what ends with it."""
     loses_data: bool = False
+    hides_store: bool = False
+    """No server that starts finds it, as long as this lasts."""
+    starts_servers: bool = False
     seconds: tuple[float, float] = (1.0, 8.0)
 
     def excused(self, topology: str) -> list[str]:
@@ -232,7 +235,7 @@ def bad_lines() -> Iterator[Kind]:
     ):
         yield Kind(f"client_{name}", "lines", bad_line(spoil, to_redis=False, cut=cut))
         strike = bad_line(spoil, to_redis=True, cut=cut)
-        yield Kind(f"redis_{name}", "links", strike, topologies=("single",))
+        yield Kind(f"redis_{name}", "links", strike, topologies=("single",), hides_store=True)
 
 
 # --- Redis ----------------------------------------------------------------------------------------
@@ -371,18 +374,33 @@ KINDS: Final = (
     Kind("pause_client", "clients", pause_client, seconds=(1.0, 8.0)),
     Kind("kill_client", "clients", kill_client, seconds=(0.0, 3.0)),
     Kind("pause_server", "servers", pause_server),
-    Kind("kill_server", "servers", kill_server, excuses_embedded=_KILLED, seconds=(0.0, 6.0)),
-    Kind("drain_server", "servers", drain_server, excuses_embedded=("writes",), seconds=(0.0, 5.0)),
+    Kind(
+        "kill_server",
+        "servers",
+        kill_server,
+        excuses_embedded=_KILLED,
+        starts_servers=True,
+        seconds=(0.0, 6.0),
+    ),
+    Kind(
+        "drain_server",
+        "servers",
+        drain_server,
+        excuses_embedded=("writes",),
+        starts_servers=True,
+        seconds=(0.0, 5.0),
+    ),
     Kind(
         "rolling_restart",
         "servers",
         rolling_restart,
         excuses_embedded=("writes",),
+        starts_servers=True,
         seconds=(0.0, 0.0),
     ),
     *bad_lines(),
-    Kind("pause_redis", "store", pause_redis, topologies=("single",)),
-    Kind("kill_redis", "store", kill_redis, topologies=("single",)),
+    Kind("pause_redis", "store", pause_redis, topologies=("single",), hides_store=True),
+    Kind("kill_redis", "store", kill_redis, topologies=("single",), hides_store=True),
     Kind("pause_master", "store", pause_redis, topologies=_REPLICATED, excuses=_FAILOVER),
     Kind("kill_master", "store", kill_redis, topologies=_REPLICATED, excuses=_FAILOVER),
     Kind("failover", "store", failover, topologies=_REPLICATED, excuses=_FAILOVER),
@@ -393,6 +411,7 @@ KINDS: Final = (
         topologies=("single",),
         excuses=("writes",),
         loses_data=True,
+        hides_store=True,
     ),
     Kind(
         "flushall",

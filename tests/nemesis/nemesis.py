@@ -223,9 +223,14 @@ class Nemesis:
 
 
 def fit(one: Kind, other: Kind) -> bool:
-    """Whether both may strike at once: no two of one layer, and no loss under a wrong clock."""
+    """Whether both may strike at once: no two of one layer, no loss under a wrong clock, and no
+    start of a server without a store."""
     losing = one.loses_data or other.loses_data
-    return one.layer != other.layer and not (losing and "clock" in (one.layer, other.layer))
+    hidden = one.hides_store or other.hides_store
+    starting = one.starts_servers or other.starts_servers
+    if one.layer == other.layer or (hidden and starting):
+        return False
+    return not (losing and "clock" in (one.layer, other.layer))
 
 
 def chosen_names(kinds: list[Kind]) -> str:
