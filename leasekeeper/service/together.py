@@ -10,6 +10,7 @@ from leasekeeper.errors import Lost, RpcError, Unavailable
 from leasekeeper.messages import LeaseAcquire, LeaseAcquireAll, LeaseGrant, LeaseGrants
 from leasekeeper.service.leases import Leases
 from leasekeeper.service.session import Session, Stage, Tenure, wait_until
+from leasekeeper.store.alarms import trio_ms
 from leasekeeper.store.api import Renewal
 
 
@@ -36,7 +37,7 @@ async def acquire_all(leases: Leases, session: Session, ask: LeaseAcquireAll) ->
             if tenure := leases.tenures.find((name, lease)):
                 tenure.requests += 1
                 taken.append(tenure)
-        answer = await _renew_all(leases, grants)
+        answer = await _renew_all(leases, grants, taken)
         if any(tenure.stage is Stage.OVER for tenure in taken):
             raise Lost  # one went while the store was asked
         for tenure in taken:
@@ -63,14 +64,18 @@ async def _acquire_one(
     return await leases.acquire(session, ask, alone=False)
 
 
-async def _renew_all(leases: Leases, grants: list[LeaseGrant]) -> LeaseGrants:
+async def _renew_all(leases: Leases, grants: list[LeaseGrant], taken: list[Tenure]) -> LeaseGrants:
     waited_ms = sum(grant.waited_ms for grant in grants)
     renewed: list[LeaseGrant] = []
+    held = {tenure.name: tenure for tenure in taken}
+    asked_ms = trio_ms()
     answers = await leases.store.renew([Renewal(g.name, g.lease) for g in grants])
     for grant, answer in zip(grants, answers, strict=True):
         if isinstance(answer, Missing):
             raise Lost
         if isinstance(answer, Unavailable):
             raise answer
+        if (tenure := held.get(grant.name)) and tenure.stage is Stage.HELD:
+            leases.renewals.plan(tenure, asked_ms, answer.ttl_ms)
         renewed.append(evolve(grant, ttl_ms=answer.ttl_ms, waited_ms=waited_ms))
     return LeaseGrants(tuple(renewed))

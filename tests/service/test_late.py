@@ -7,7 +7,15 @@ import trio
 from trio.testing import MockClock
 
 from leasekeeper.errors import Outcome
-from leasekeeper.messages import LeaseLost, LeaseRenew, LeaseRenewed, LostReason
+from leasekeeper.messages import (
+    LeaseAcquireAll,
+    LeaseLost,
+    LeaseRelease,
+    LeaseReleased,
+    LeaseRenew,
+    LeaseRenewed,
+    LostReason,
+)
 from leasekeeper.service.limits import Limits
 from tests.service.conftest import World, open_world
 from tests.service.flaky import Fault, FlakyStore
@@ -68,3 +76,21 @@ async def test_l3_an_older_answer_takes_nothing_from_a_newer(
     await slow.done.wait()
     await waiter.done.wait()
     assert trio.current_time() - begun == pytest.approx(4.5, abs=0.02)
+
+
+async def test_l3_a_lease_of_several_lasts_as_long_as_their_answer_says(
+    world: World, store: FlakyStore
+) -> None:
+    """L1, L3: the first of them was renewed when the last was there."""
+    holder, other = world.client(), world.client()
+    blocking = await other.acquire("b", ttl_ms=60_000)
+    begun = trio.current_time()
+    both = LeaseAcquireAll(("a", "b"), ttl_ms=3_000, wait_ms=None)
+    pending = await world.start(holder, both)
+    await trio.sleep_until(begun + 2)
+    store.script["renew"] = [Fault(), *[FAILS] * 100]
+    await other.ask(LeaseRelease("b", blocking.lease), LeaseReleased)
+    await pending.done.wait()
+    waiter = await world.wait_for(world.client(), "a")
+    await waiter.done.wait()
+    assert trio.current_time() - begun == pytest.approx(5, abs=0.02)
