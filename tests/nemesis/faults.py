@@ -62,10 +62,10 @@ class Stage:
     kind: Kind
     targets: list[str] = field(factory=list)
 
-    def announce(self, target: str) -> None:
+    def announce(self, target: str, *, excuses_nothing: bool = False) -> None:
         """It begins, with this victim. Called before anything is done."""
         self.targets.append(target)
-        excuses = self.kind.excused(self.fleet.shape.topology)
+        excuses = [] if excuses_nothing else self.kind.excused(self.fleet.shape.topology)
         self._say(target, "begin", excuses)
 
     def over(self) -> None:
@@ -308,12 +308,14 @@ def clock_forward(stage: Stage) -> Iterator[None]:
 
 @contextlib.contextmanager
 def clock_back(stage: Stage) -> Iterator[None]:
-    """The clock of Redis is set back, and later right again."""
-    stage.announce(f"-{STEP_MS} ms")
+    """The clock of Redis is set back, which breaks nothing; and later right again, which ends leases
+    early as any step forwards."""
+    stage.announce(f"-{STEP_MS} ms", excuses_nothing=True)
     stage.single().step_clock(-STEP_MS)
     try:
         yield
     finally:
+        stage.announce(f"+{STEP_MS} ms")
         stage.single().step_clock(STEP_MS)
 
 
@@ -425,7 +427,7 @@ KINDS: Final = (
     Kind("cut_redis", "store", cut_redis, topologies=("single", *_REPLICATED), seconds=(0.0, 1.0)),
     # Leases end early by the store's clock, and their holders hear of it when they next renew.
     Kind("clock_forward", "clock", clock_forward, topologies=("single",), excuses=("exclusion",)),
-    Kind("clock_back", "clock", clock_back, topologies=("single",)),
+    Kind("clock_back", "clock", clock_back, topologies=("single",), excuses=("exclusion",)),
     Kind("evict", "store", evict, topologies=("single", *_REPLICATED)),
 )
 LEFT_OUT: Final = (
