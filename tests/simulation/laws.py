@@ -56,10 +56,13 @@ class Beliefs:
     by_name: dict[str, dict[str, Belief]] = field(factory=dict)
     fences: dict[str, int] = field(factory=dict)
     """Of each name that of the last exclusive lease that was believed in."""
+    broken: set[tuple[str, str, int]] = field(factory=set)
+    """Grants whose holders were put out by force, by name, lease and fence."""
 
     def begin(self, belief: Belief) -> None:
-        """A client begins to act on a grant, at this moment."""
-        if not belief.stands():
+        """A client begins to act on a grant, at this moment. One that was put out by force before
+        it read of the grant does not know that yet, which no law forbids."""
+        if not belief.stands() or (belief.name, belief.lease, belief.fence) in self.broken:
             return
         self.counts["believed"] += 1
         known = self.by_name.setdefault(belief.name, {})
@@ -80,8 +83,9 @@ class Beliefs:
         """It does not act on it any more."""
         self.by_name.get(name, {}).pop(lease, None)
 
-    def stop(self, name: str, lease: str) -> None:
+    def stop(self, name: str, lease: str, fence: int) -> None:
         """It was put out by force, and does not know yet: no law forbids that."""
+        self.broken.add((name, lease, fence))
         if (belief := self.by_name.get(name, {}).pop(lease, None)) is not None:
             belief.stands = _never
 
@@ -127,7 +131,7 @@ class Witness:
         self._wake_up(name, after, now)
         for event in lock.events:
             if isinstance(event, HolderLost) and event.reason is LostReason.BROKEN:
-                self.beliefs.stop(name, event.lease)
+                self.beliefs.stop(name, event.lease, event.fence)
 
     def overdue(self, name: str, lock: Lock, now_ms: int) -> None:
         """Looked at now and then, between the steps (L5)."""

@@ -90,7 +90,7 @@ class Program(Actor):
         self.world.faults["client killed"] += 1
         self.dead = True
         for belief in self.beliefs:
-            self.world.beliefs.stop(belief.name, belief.lease)
+            self.world.beliefs.stop(belief.name, belief.lease, belief.fence)
         for link in self.links:
             link.cut()
         scope.cancel()

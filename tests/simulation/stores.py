@@ -9,9 +9,9 @@ import trio
 from attrs import define, field, frozen
 
 from leasekeeper.core.fills import Ask, Closed, Conflict, Content, Intent, Seen
-from leasekeeper.core.lock import Lock, Now, WaiterGranted
-from leasekeeper.errors import Outcome
-from leasekeeper.messages import FillOutcome, Mark
+from leasekeeper.core.lock import Busy, Lock, Missing, Now, Resumed, WaiterGranted
+from leasekeeper.errors import Outcome, Unavailable
+from leasekeeper.messages import FillOutcome, Key, Mark
 from leasekeeper.store.api import Event, StoreEvent
 from leasekeeper.store.memory import MemoryStore
 from leasekeeper.store.memory_cache import MemoryCache
@@ -112,6 +112,8 @@ class WitnessedStore(MemoryStore):
     """The embedded store, each step of which is judged."""
 
     witness: Witness = field(kw_only=True)
+    unheard: set[Key] = field(factory=set, init=False)
+    """What was perhaps resumed by who did not hear of it: it stays until it runs out."""
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
@@ -126,11 +128,29 @@ class WitnessedStore(MemoryStore):
             self.witness.judge(name, before, lock, now)
 
 
+@contextmanager
+def noting_unheard(inner: MemoryStore, key: Key) -> Iterator[None]:
+    """Notes which resumes were perhaps carried out, and not answered."""
+    try:
+        yield
+    except Unavailable as problem:
+        if problem.outcome is Outcome.UNKNOWN:
+            assert isinstance(inner, WitnessedStore)
+            inner.unheard.add(key)
+        raise
+
+
 @define(eq=False)
 class SimStore(FlakyStore):
     """One server's own store."""
 
     bad: Weather | None = None
+
+    async def resume(
+        self, name: str, lease: str, owner: str, *, wait_ms: int | None
+    ) -> Resumed | Busy | Missing:
+        with noting_unheard(self.inner, (name, lease)):
+            return await super().resume(name, lease, owner, wait_ms=wait_ms)
 
     def _fault(self, method: str) -> Fault:
         return self.bad.fault() if self.bad else Fault()
@@ -148,6 +168,12 @@ class SimFace(Face):
 
     def _fault(self, method: str) -> Fault:
         return self.bad.fault() if self.bad else Fault()
+
+    async def resume(
+        self, name: str, lease: str, owner: str, *, wait_ms: int | None
+    ) -> Resumed | Busy | Missing:
+        with noting_unheard(self.inner, (name, lease)):
+            return await super().resume(name, lease, owner, wait_ms=wait_ms)
 
     def _is_short(self, name: str, granted: WaiterGranted) -> bool:
         lock = self.inner._locks.get(name)

@@ -9,6 +9,7 @@ from typing import Final
 import trio
 from attrs import define, field
 
+from leasekeeper.messages import Key
 from leasekeeper.server.app import Server
 from leasekeeper.server.config import ServerConfig
 from leasekeeper.service.keeper import Keeper
@@ -191,6 +192,8 @@ class World:
         """Everybody has left: nothing is left of them (L9)."""
         gone = bool(self.faults["server kill"] or self.faults["server drain"])
         await trio.sleep(FORGOTTEN_S if gone else LEFT_S)
+        if not self._some_left(but=self.store.unheard):
+            await trio.sleep(FORGOTTEN_S)
         for name, lock in self.store._locks.items():
             those = f"{list(lock._holders)} hold, {list(lock._queue)} wait"
             raise Violation("L9", f"{name}: {those} when everybody has left")
@@ -206,3 +209,12 @@ class World:
             }
             if any(left.values()):
                 raise Violation("L9", f"server {running.host} has still {left}")
+
+    def _some_left(self, but: set[Key]) -> bool:
+        """Whether anything else is left."""
+        left = {
+            (name, lease)
+            for name, lock in self.store._locks.items()
+            for lease in (*lock._holders, *lock._queue)
+        }
+        return bool(left - but)
