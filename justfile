@@ -37,9 +37,9 @@ types:
     PYTHONPATH="clients/python:$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
         pyright --verifytypes leasekeeper_client --ignoreexternal
 
-# The whole suite, on three workers, for most of it waits for real time; further options go to pytest.
+# The whole suite, on two workers, for most of it waits for real time; further options go to pytest.
 test *options:
-    pytest -q -n 3 --dist loadfile --no-loadscope-reorder "$@"
+    pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"
 
 # What is worth running after every edit: no real processes, few Hypothesis examples.
 fast *options:

@@ -35,7 +35,7 @@ _Row = Sequence[str]
 )
 @click.option("--json", "json_wanted", is_flag=True, help="Print one JSON document.")
 def verify(history: IO[bytes], only: tuple[str, ...], json_wanted: bool) -> None:
-    """Check a history of what clients saw against what a lock service promises.
+    """Check a history of what clients saw.
 
     The format, and what each check looks at, are in spec/history.md; `-` reads standard input.
 

@@ -308,8 +308,8 @@ def clock_forward(stage: Stage) -> Iterator[None]:
 
 @contextlib.contextmanager
 def clock_back(stage: Stage) -> Iterator[None]:
-    """The clock of Redis is set back, which breaks nothing; and later right again, which ends leases
-    early as any step forwards."""
+    """The clock of Redis is set back, which breaks nothing; and later right again, which ends
+    leases early as any step forwards."""
     stage.announce(f"-{STEP_MS} ms", excuses_nothing=True)
     stage.single().step_clock(-STEP_MS)
     try:

@@ -250,7 +250,7 @@ async def test_a_storm_of_messages_that_mean_nothing_is_answered_and_harms_nobod
     """No bound forbids it; it costs its sender as much as the server, and others are served."""
     async with serving() as served, bystander(served) as other:
         peer = await served.connect()
-        slowest_s, done = 0.0, trio.Event()
+        slowest_s, done, began_at = 0.0, trio.Event(), trio.current_time()
 
         async def probe() -> None:
             nonlocal slowest_s
@@ -264,7 +264,8 @@ async def test_a_storm_of_messages_that_mean_nothing_is_answered_and_harms_nobod
             await flood(peer, raw_frame(TEXT, b"{}") * 3_000)
             await peer.until(lambda: len(peer.frames) == 3_000)
             done.set()
-        assert slowest_s < 0.5
+        # Not as long as the storm, however slow the machine is.
+        assert slowest_s < max(0.5, (trio.current_time() - began_at) / 3)
         await peer.close()
 
 

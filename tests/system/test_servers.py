@@ -1,5 +1,6 @@
 """Several servers over one Redis, as processes: one queue, and no server that cannot be spared."""
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import attrs
 import leasekeeper_client.sync as keepers
 import pytest
 import trio
-from leasekeeper_client import Keeper, connect
+from leasekeeper_client import Keeper, LeaseLost, connect
 from redis import Redis
 from redis.lock import Lock
 
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.system
 WAITERS: Final = 60
 WITHIN_S: Final = 60.0
 STALLED_S: Final = 16.0
+GRACE_S: Final = 5.0
 """For so long at most a dead server's waiters stall a queue: its word (QUE-6), and a moment."""
 FORGETFUL: Final = ["--fence-memory-ms", "1000"]
 LOST: Final = -32002
@@ -195,20 +197,29 @@ async def test_our_waiting_client_goes_on_at_another_server(servers: list[Runnin
 
 
 async def test_a_server_that_is_replaced_loses_nothing(redis: RunningRedis) -> None:
-    """DRAIN-4: a holder and a waiter go on at its successor, with no other server there."""
+    """DRAIN-4: a holder goes on at its successor, with no other server there, if that comes within
+    the grace: a client believes for no longer without a connection."""
     draining = ["--drain-grace-ms", "500", "--drain-spread-ms", "1", *FORGETFUL]
+    gone_s = math.inf
     with ExitStack() as stack:
         first = stack.enter_context(running_server(store=redis.url, options=draining))
-        async with connect(first.url) as keeper, keeper.lease("n") as lease:
-            first.drain()
-            assert await trio.to_thread.run_sync(first.process.wait, WITHIN_S) == 0
-            successor = running_server(store=redis.url, listen=first.address, options=draining)
-            await trio.to_thread.run_sync(stack.enter_context, successor)
-            async with connect(first.url) as witness:
-                (holder,) = (await witness.inspect("n")).holders
-                assert holder.fence == lease.fence
-            await eventually(partial(is_connected, keeper))
-            lease.ensure()
+        try:
+            async with connect(first.url) as keeper, keeper.lease("n") as lease:
+                first.drain()
+                began_at = trio.current_time()
+                successor = running_server(store=redis.url, listen=first.address, options=draining)
+                with trio.CancelScope(shield=True):
+                    assert await trio.to_thread.run_sync(first.process.wait, WITHIN_S) == 0
+                    await trio.to_thread.run_sync(stack.enter_context, successor)
+                gone_s = trio.current_time() - began_at
+                async with connect(first.url) as witness:
+                    (holder,) = (await witness.inspect("n")).holders
+                    assert holder.fence == lease.fence
+                await eventually(partial(is_connected, keeper))
+                lease.ensure()
+        except* LeaseLost:
+            assert math.isfinite(gone_s)
+            assert gone_s > GRACE_S - 1, "its successor was there in time"
 
 
 async def is_connected(keeper: Keeper) -> bool:
