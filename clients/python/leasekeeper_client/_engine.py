@@ -179,6 +179,9 @@ class Engine:
     async def settle_in(self, connection: Connection) -> None:
         await self._holdings.resume(connection)
 
+    def at_stake(self) -> float:
+        return self._holdings.at_stake()
+
     def dropped(self) -> None:
         self._holdings.dropped()
 

@@ -1,5 +1,6 @@
 """What this client holds or waits for: heartbeats, proofs, resuming, and giving back."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
@@ -95,6 +96,11 @@ class Holdings:
     def held(self) -> list[Hold]:
         """Return the holds that are held."""
         return [hold for hold in self._holds.values() if hold.state is State.HELD]
+
+    def at_stake(self) -> float:
+        """Return in how many seconds the first hold is lost if nothing more is heard."""
+        now = self._clock()
+        return min((hold.remaining(now) for hold in self.held()), default=math.inf)
 
     async def run_deadlines(self) -> None:
         """Lose holds at their deadlines, until cancelled."""

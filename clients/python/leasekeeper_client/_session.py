@@ -26,6 +26,8 @@ from leasekeeper_client.errors import (
 
 STABLE_SECONDS: Final = 1.0
 """A connection that lived for so long resets the back-off."""
+AT_STAKE_SHARE: Final = 0.25
+"""The longest delay until the next attempt, of the time until something is lost without one."""
 
 
 class Listener(Protocol):
@@ -36,6 +38,9 @@ class Listener(Protocol):
 
     async def settle_in(self, connection: Connection) -> None:
         """Move to the new connection what the old one held."""
+
+    def at_stake(self) -> float:
+        """Seconds until something that is held is lost without a connection; else infinity."""
 
     def dropped(self) -> None:
         """The connection is gone, and there is no other yet."""
@@ -267,6 +272,9 @@ class Session:
     def _delay(self, last: KeeperError | None) -> float:
         settings = self._settings
         ceiling = min(settings.backoff_max, settings.backoff_first * 2.0**self._attempt)
+        # Whoever holds something has several attempts before it is lost.
+        at_stake = self._listener.at_stake() * AT_STAKE_SHARE
+        ceiling = min(ceiling, max(settings.backoff_first, at_stake))
         self._attempt = min(self._attempt + 1, 30)
         hint = last.retry_after if isinstance(last, TRANSIENT) else 0.0
         return min(hint, settings.backoff_max) + settings.jitter(ceiling)

@@ -317,3 +317,17 @@ async def test_time_spent_stopped_is_not_forgiven_by_a_late_heartbeat() -> None:
             async with keeper.lease("orders", ttl=0.9):
                 await anyio.sleep_forever()
         assert caught.value.reason == "deadline"
+
+
+@on_both
+async def test_who_holds_something_tries_more_often() -> None:
+    """L3: a server that is away for a while, but not for as long as the grace, costs no lease."""
+    async with fake_server() as server, connect(server.url) as keeper:
+        async with keeper.lease("orders") as lease:
+            server.refusing = True
+            await server.peer.drop()
+            await anyio.sleep(2.5)
+            server.refusing = False
+            with anyio.fail_after(1.25):
+                await server.until(lambda: bool(server.asked("lease.resume")))
+            lease.ensure()
