@@ -3,5 +3,6 @@
 `__main__` starts `processes` and `redises`, and prints the figures. `load` is the process that
 makes the load: it sends `shapes` for P1 and P2, `line` for P3, `herd` for P4, `holding` for P5,
 `hits` for P7, `names` for M1 and `tags` for T1, framed by `wire`; `observed` is what that costs.
-`echo` and `getter` are the yardsticks, `report` and `rows` the tables.
+`echo` and `getter` are the yardsticks, `peers` other people's locks and caches; `report` and `rows`
+are the tables, `plots` the bars.
 """

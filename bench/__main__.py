@@ -1,10 +1,10 @@
-"""`just bench [P1] [P2] ... [--store both] [--rounds 5] [--seconds 3] [--json FILE]`."""
+"""`just bench [P1] [P2] ... [--peers] [--store both] [--rounds 5] [--seconds 3] [--json FILE]`."""
 
 import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -12,10 +12,12 @@ from typing import Final
 from attrs import frozen
 
 from bench.load import add_sizes
+from bench.peers.catalogue import PEERS, installed
 from bench.pinning import Cores
-from bench.processes import KINDS, SERVE, LoadFailed, NotStarted, measure, running
+from bench.plots import write_plots
+from bench.processes import KINDS, SERVE, LoadFailed, NotStarted, Running, measure, running
 from bench.redises import NoRedis
-from bench.report import Rounds, busy_table, machine, table
+from bench.report import Rounds, busy_table, head, machine, table
 from bench.rows import rows_of
 
 SHORT: Final = {
@@ -72,8 +74,17 @@ class Plan:
     sizes: Sequence[str]
 
 
-def parse() -> tuple[Plan, Path]:
-    """The command line: what to measure, and where to write it."""
+@frozen
+class Outputs:
+    """Where the figures go, beside the terminal."""
+
+    json: Path
+    markdown: Path | None
+    plots: Path | None
+
+
+def parser_of_options() -> argparse.ArgumentParser:
+    """What the command line may say."""
     parser = argparse.ArgumentParser(
         prog="just bench",
         description=DESCRIPTION,
@@ -81,6 +92,14 @@ def parse() -> tuple[Plan, Path]:
     )
     parser.add_argument(
         "shapes", nargs="*", metavar="SHAPE", help=f"by default {' '.join(SHORT)}: seven minutes"
+    )
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=list(PEERS),
+        metavar="PEER",
+        help=f"beside other people's locks and caches, in the same rounds: {', '.join(PEERS)}; "
+        "by default those that are installed. To be named after the shapes",
     )
     parser.add_argument("--store", choices=[*STORES, "both"], default="both")
     parser.add_argument("--rounds", type=int, default=5, help="of the short shapes")
@@ -94,8 +113,20 @@ def parse() -> tuple[Plan, Path]:
     )
     add_sizes(parser)
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="default: bench/results/last.json"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        default=Path(__file__).parent / "results" / "last.json",
+        help="default: bench/results/last.json",
     )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="what is printed, too")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="bars, as SVG")
+    return parser
+
+
+def parse() -> tuple[Plan, Outputs]:
+    """The command line: what to measure, and where to write it."""
+    parser = parser_of_options()
     asked = parser.parse_args()
     unknown = set(asked.shapes) - set(SHORT) - set(LONG)
     if unknown:
@@ -104,8 +135,9 @@ def parse() -> tuple[Plan, Path]:
         )
     stores = STORES if asked.store == "both" else (asked.store,)
     wanted = asked.shapes or SHORT
+    peers = [] if asked.peers is None else installed(asked.peers or PEERS)
     plan = Plan(
-        short=kinds_of(SHORT, wanted, stores),
+        short=with_peers(kinds_of(SHORT, wanted, stores), peers),
         long=kinds_of(LONG, wanted, stores),
         rounds=asked.rounds,
         seconds=asked.seconds,
@@ -114,7 +146,7 @@ def parse() -> tuple[Plan, Path]:
     )
     if not plan.short and not plan.long:
         parser.error(f"{', '.join(wanted)} is not for --store {asked.store}")
-    return plan, asked.json or Path(__file__).parent / "results" / "last.json"
+    return plan, Outputs(asked.json, asked.markdown, asked.plots)
 
 
 def kinds_of(
@@ -140,6 +172,16 @@ def kinds_of(
     }
 
 
+def with_peers(
+    shapes: dict[str, tuple[str, ...]], peers: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """The shapes with the peers that know what they ask for, at the end of each round."""
+    return {
+        shape: (*kinds, *(name for name in peers if shape in PEERS[name].shapes))
+        for shape, kinds in shapes.items()
+    }
+
+
 def sizes_of(asked: argparse.Namespace) -> list[str]:
     """The sizes of the long shapes, as options of the load."""
     names = ("leases", "connections", "ttl_ms", "names", "tagged", "cycles")
@@ -156,17 +198,43 @@ def measure_short(plan: Plan, cores: Cores) -> dict[str, Rounds]:
     measured: dict[str, Rounds] = {
         shape: {kind: [] for kind in kinds} for shape, kinds in plan.short.items()
     }
+    seconds = ("--seconds", str(plan.seconds))
     with ExitStack() as stack:
-        started = {
-            kind: stack.enter_context(running(KINDS[kind], plan.serve, cores)) for kind in kinds
-        }
+        started = started_of(kinds, plan, cores, stack)
         for round_number in range(1, plan.rounds + 1):
             for shape, kind in pairs(plan.short):
+                if kind not in started or kind not in measured[shape]:
+                    measured[shape].pop(kind, None)
+                    continue
                 print(f"round {round_number}: {shape}, {kind}", file=sys.stderr)
-                seconds = ("--seconds", str(plan.seconds))
-                figures = measure(shape, started[kind], cores.load, seconds)
-                measured[shape][kind].append(figures)
+                try:
+                    figures = measure(shape, started[kind], cores.load, seconds)
+                except LoadFailed as problem:
+                    without_peer(kind, problem)
+                    del measured[shape][kind]
+                else:
+                    measured[shape][kind].append(figures)
     return measured
+
+
+def started_of(
+    kinds: Iterable[str], plan: Plan, cores: Cores, stack: ExitStack
+) -> dict[str, Running]:
+    """The servers, without those of peers that do not start."""
+    started = {}
+    for kind in kinds:
+        try:
+            started[kind] = stack.enter_context(running(KINDS[kind], plan.serve, cores))
+        except NotStarted as problem:
+            without_peer(kind, problem)
+    return started
+
+
+def without_peer(kind: str, problem: Exception) -> None:
+    """A peer that fails is left out, and the rest goes on; ours and the yardsticks end the run."""
+    if KINDS[kind].peer is None:
+        raise problem
+    print(f"NOT MEASURED: {kind}: {problem}", file=sys.stderr)
 
 
 def measure_long(plan: Plan, cores: Cores) -> dict[str, Rounds]:
@@ -187,8 +255,8 @@ def pairs(shapes: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
 
 
 def main() -> int:
-    """Measures, prints the tables, writes the file. Exit 1: a law was broken, or a failure."""
-    plan, path = parse()
+    """Measures, prints the tables, writes the files. Exit 1: a law was broken, or a failure."""
+    plan, outputs = parse()
     where, cores = machine(), Cores.available()
     try:
         measured = measure_short(plan, cores) | measure_long(plan, cores)
@@ -197,15 +265,28 @@ def main() -> int:
         return 1
     rows = [row for shape, rounds in measured.items() for row in rows_of(shape, rounds)]
     rounds = f"{plan.rounds} rounds of {plan.seconds:g} s; " if plan.short else ""
-    print(f"{rounds}{cores.told}.")
-    print(f"{where['cpu']}; {where['python']}; {where['system']};")
-    print(f"load average before: {where['load_average']}.\n")
-    if float(where["load_average"]) > 1:
-        print("**Other programs were busy: compare costs, not figures.**\n")
-    print(table(rows), busy_table(measured), sep="\n\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"machine": where, "seconds": plan.seconds, "rounds": measured}
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    versions = {
+        kind: PEERS[kind].version()
+        for kind in dict.fromkeys(kind for rounds in measured.values() for kind in rounds)
+        if kind in PEERS
+    }
+    report = "\n\n".join(
+        [head(rounds + cores.told, where, versions), table(rows), busy_table(measured)]
+    )
+    print(report)
+    outputs.json.parent.mkdir(parents=True, exist_ok=True)
+    document = {
+        "machine": where,
+        "versions": versions,
+        "seconds": plan.seconds,
+        "rounds": measured,
+    }
+    outputs.json.write_text(json.dumps(document, indent=1) + "\n")
+    if outputs.markdown is not None:
+        outputs.markdown.parent.mkdir(parents=True, exist_ok=True)
+        outputs.markdown.write_text(report + "\n")
+    if outputs.plots is not None:
+        write_plots(outputs.plots, measured)
     return int(any(row.breaks_a_law for row in rows))
 
 

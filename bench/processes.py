@@ -14,11 +14,15 @@ from urllib.parse import urlsplit
 from attrs import frozen
 
 from bench.observed import Figures, Store
+from bench.peers.catalogue import HERE, PEERS
+from bench.peers.servers import PeerNotStarted, on_core, running_peer_server
 from bench.pinning import Cores, pin
 from bench.redises import HOST, running_redis
 
 LISTENING: Final = re.compile(r"listening on \w+://(?P<host>[^:/]+):(?P<port>\d+)")
 STOP_S: Final = 15
+PEER_LOAD_S: Final = 120
+"""Beyond the longest `--seconds` that makes sense."""
 
 
 class NotStarted(Exception):
@@ -43,6 +47,8 @@ class Kind:
     servers: int = 1
     by_socket_file: bool = False
     """Whether the server reaches Redis by its Unix socket."""
+    peer: str | None = None
+    """Its name in the catalogue, if it is somebody else's."""
 
     @property
     def needs_redis(self) -> bool:
@@ -59,6 +65,7 @@ KINDS: Final = {
     "websocket": Kind("WebSocket echo", target="websocket", yardstick="bench.echo"),
     "get": Kind("GET of Redis in the same server", yardstick="bench.getter"),
     "bare": Kind("bare GET of Redis", target="redis", yardstick="redis"),
+    **{name: Kind(peer.title, target=name, peer=name) for name, peer in PEERS.items()},
 }
 
 
@@ -96,6 +103,10 @@ def running(
     Raises:
         NotStarted, NoRedis: see there.
     """
+    if kind.peer is not None:
+        with running_peer(kind, kind.peer, cores) as running_one:
+            yield running_one
+        return
     with contextlib.ExitStack() as stack:
         store: Store | None = None
         store_url = ""
@@ -116,6 +127,21 @@ def running(
             for core in cores.servers[: kind.servers]
         )
         yield Running(kind, servers, store)
+
+
+@contextlib.contextmanager
+def running_peer(kind: Kind, name: str, cores: Cores) -> Iterator[Running]:
+    """What a peer talks to, on the core that ours would have.
+
+    Raises:
+        NotStarted, NoRedis: see there.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(running_peer_server(PEERS[name].server, cores.servers[0]))
+        except PeerNotStarted as problem:
+            raise NotStarted(str(problem)) from problem
+        yield Running(kind, (Server(HOST, server.port, server.pid),), None)
 
 
 def command_of(kind: Kind, serve: Sequence[str], store_url: str) -> list[str]:
@@ -160,6 +186,8 @@ def measure(shape: str, running: Running, core: int | None, options: Sequence[st
     Raises:
         LoadFailed: see there.
     """
+    if running.kind.peer is not None:
+        return measure_peer(shape, running.kind.peer, running.servers[0], core, options)
     command = [sys.executable, "-m", "bench.load", shape, "--target", running.kind.target]
     command += ["--host", running.servers[0].host]
     for server in running.servers:
@@ -171,5 +199,31 @@ def measure(shape: str, running: Running, core: int | None, options: Sequence[st
     done = subprocess.run([*command, *options], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise LoadFailed(f"{shape} on {running.kind.title}: the load found what it says above")
+    figures: Figures = json.loads(done.stdout)
+    return figures
+
+
+def measure_peer(
+    shape: str, peer: str, server: Server, core: int | None, options: Sequence[str]
+) -> Figures:
+    """The same for a peer.
+
+    Raises:
+        LoadFailed: it failed under the load, or the load has not ended after a long time.
+    """
+    if peer == "live-mutex":
+        load = ["node", str(HERE / "live_mutex.mjs")]
+    else:
+        load = [sys.executable, "-m", "bench.peers.load", "--peer", peer]
+    command = [*load, shape, "--port", str(server.port), "--server-pid", str(server.pid), *options]
+    with on_core(core):
+        try:
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, text=True, check=False, timeout=PEER_LOAD_S
+            )
+        except subprocess.TimeoutExpired as problem:
+            raise LoadFailed(f"{shape} on {peer}: no end after {PEER_LOAD_S} s") from problem
+    if done.returncode:
+        raise LoadFailed(f"{shape} on {peer}: the load found what it says above")
     figures: Figures = json.loads(done.stdout)
     return figures

@@ -4,7 +4,7 @@ import math
 import os
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from attrs import frozen
@@ -115,6 +115,18 @@ def cost(figures: Sequence[Figures], who: str) -> str:
     if who not in figures[0]:
         return ""
     return f"{statistics.median(1e6 * each[who] / each['rate'] for each in figures):.0f} µs"
+
+
+def head(how: str, where: Mapping[str, str], versions: Mapping[str, str]) -> str:
+    """What is above the tables: how it was measured, where, and beside what."""
+    lines = [f"{how}.", f"{where['cpu']}; {where['python']}; {where['system']};"]
+    lines.append(f"load average before: {where['load_average']}.")
+    if versions:
+        beside = ", ".join(f"{name} {version}" for name, version in versions.items())
+        lines.append(f"Beside {beside}.")
+    if float(where["load_average"]) > 1:
+        lines += ["", "**Other programs were busy: compare costs, not figures.**"]
+    return "\n".join(lines)
 
 
 def machine() -> dict[str, str]:

@@ -81,9 +81,11 @@ def hand_off_rows(shape: str, rounds: Rounds) -> Iterator[Row]:
     for kind in rounds:
         figure = partial(column, rounds, kind)
         row = partial(Row, shape, server=KINDS[kind].title)
-        yield row(what=what + "p50", unit="ms", values=figure("p50_ms"), goal=P50)
-        yield row(what=what + "p99", unit="ms", values=figure("p99_ms"), goal=P99)
-        yield row(what="grants out of order", unit="", values=figure("out_of_order"), goal=NONE)
+        ours = KINDS[kind].store is not None
+        p50, p99, none = (P50, P99, NONE) if ours else (None, None, None)
+        yield row(what=what + "p50", unit="ms", values=figure("p50_ms"), goal=p50)
+        yield row(what=what + "p99", unit="ms", values=figure("p99_ms"), goal=p99)
+        yield row(what="grants out of order", unit="", values=figure("out_of_order"), goal=none)
         yield row(what="hand-offs measured", unit="", values=figure("hand_offs"))
 
 
@@ -92,11 +94,16 @@ def herd_rows(rounds: Rounds) -> Iterator[Row]:
     for kind in rounds:
         figure = partial(column, rounds, kind)
         row = partial(Row, "P4", server=KINDS[kind].title)
-        callers, connections = figure("callers")[0], figure("connections")[0]
-        what = f"{callers:,.0f} callers of a missing key, {connections:,.0f} connections: loads"
-        yield row(what=what, unit="", values=figure("loads"), goal=ONE)
+        what = f"{figure('callers')[0]:,.0f} callers of a missing key, "
+        one, served = None, None
+        if KINDS[kind].store is None:
+            what += "one process: loads"
+        else:
+            what += f"{figure('connections')[0]:,.0f} connections: loads"
+            one, served = ONE, SERVED
+        yield row(what=what, unit="", values=figure("loads"), goal=one)
         last = figure("last_ms")
-        yield row(what="last caller served after the fill", unit="ms", values=last, goal=SERVED)
+        yield row(what="last caller served after the fill", unit="ms", values=last, goal=served)
         yield row(what="half of them", unit="ms", values=figure("p50_ms"))
 
 
