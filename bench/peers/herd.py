@@ -104,7 +104,7 @@ def aiocache(port: int, observed: Observed) -> Figures:
 
 
 def cashews(port: int, observed: Observed) -> Figures:
-    """`cache(lock=True)`: callers in a process wait for one task, and only that asks for the lock."""
+    """`cache(lock=True)`: callers in a process wait for one task; only that asks for the lock."""
     library = importlib.import_module("cashews")
 
     async def run() -> Figures:
