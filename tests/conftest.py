@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from tests.redis_groups import Redises
@@ -42,6 +43,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((at for at, each in enumerate(_LAST, 1) if path.startswith(each)), 0)
 
     items.sort(key=turn)
+
+
+@pytest.fixture(autouse=True)
+def structlog_stays_as_it_was() -> Iterator[None]:
+    """A command that is run within this process may say how it logs; the next test does not know."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture(scope="session")
