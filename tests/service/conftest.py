@@ -129,7 +129,8 @@ async def _carry_out(client: Client, params: Params, pending: Pending) -> None:
 
 @asynccontextmanager
 async def open_world(limits: Limits, store: Store | None = None) -> AsyncIterator[World]:
-    """A running keeper with these limits."""
+    """A running keeper with these limits. A test that does not name `clock` would wait for it."""
+    assert isinstance(trio.lowlevel.current_clock(), MockClock), "the test must name `clock`"
     keeper = Keeper(store or MemoryStore(waiting_max=limits.waiters_per_name), limits)
     async with trio.open_nursery() as nursery:
         await nursery.start(keeper.run)

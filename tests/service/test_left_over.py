@@ -43,7 +43,7 @@ async def waiting(world: World) -> int:
 
 
 async def test_l9_an_acquire_of_unknown_outcome_is_given_back_though_a_resume_failed_before_it(
-    world: World, store: FlakyStore
+    world: World, store: FlakyStore, clock: MockClock
 ) -> None:
     """L6, L9: both requests are of one session, and the resume is answered first."""
     store.script["resume"] = [Fault(before_s=1, fails=Outcome.NONE)]
@@ -60,7 +60,7 @@ async def test_l9_an_acquire_of_unknown_outcome_is_given_back_though_a_resume_fa
 
 
 async def test_l9_an_acquire_of_unknown_outcome_is_given_back_though_a_resume_fails_after_it(
-    world: World, store: FlakyStore
+    world: World, store: FlakyStore, clock: MockClock
 ) -> None:
     """L6, L9: the other way round."""
     client, lease = world.client(), new_lease()
@@ -77,7 +77,7 @@ async def test_l9_an_acquire_of_unknown_outcome_is_given_back_though_a_resume_fa
 
 @pytest.mark.parametrize("fault", [Fault(), Fault(after_s=1)], ids=["answered", "cut short"])
 async def test_l9_what_a_dropped_connection_had_asked_for_is_given_back_if_the_resume_fails(
-    fault: Fault, world: World, store: FlakyStore
+    fault: Fault, world: World, store: FlakyStore, clock: MockClock
 ) -> None:
     """L8, L9: nobody was told of it, so nobody believes in it."""
     old, new, lease = world.client(), world.client(), new_lease()
@@ -95,7 +95,7 @@ async def test_l9_what_a_dropped_connection_had_asked_for_is_given_back_if_the_r
 
 
 async def test_l9_a_wait_that_is_queued_again_is_not_left_there_by_who_asked_meanwhile(
-    world: World, store: FlakyStore
+    world: World, store: FlakyStore, clock: MockClock
 ) -> None:
     """L9: it was dropped from the queue, released while it was queued again, and asked for anew by
     one who did not wait: his answer is older than that queueing, and comes after it."""
@@ -114,7 +114,7 @@ async def test_l9_a_wait_that_is_queued_again_is_not_left_there_by_who_asked_mea
 
 
 async def test_l3_a_call_that_is_late_takes_nothing_from_who_asked_after_it(
-    world: World, store: FlakyStore
+    world: World, store: FlakyStore, clock: MockClock
 ) -> None:
     """L3: what was asked for by a request that was released meanwhile would be given back, with
     what a later request of the same lease id was granted and believes in."""
