@@ -142,7 +142,8 @@ class Peer:
         for name, value in (headers or {}).items():
             request.headers[name] = value
         self._protocol.send_request(request)
-        await self._flush()
+        with suppress(*GONE):  # who is refused unread may be told before the request is written
+            await self._flush()
         with suppress(PeerGone):
             await self.until(lambda: self.response is not None)
         return self.response.status_code if self.response else 0
