@@ -16,7 +16,8 @@ import attrs
 
 LEASEKEEPER: Final = (sys.executable, "-m", "leasekeeper.cli")
 GREETING: Final = "leasekeeper listening on "
-START_S: Final = 30.0
+START_S: Final = 120.0
+"""For processes that start while a machine does a hundred other things. No promise is about it."""
 STOP_S: Final = 15.0
 
 
@@ -71,17 +72,32 @@ def running_server(
             assert process.stdout is not None
             line = first_line(process.stdout)
             if not line.startswith(GREETING):
+                ended = last_words(process)
                 log.seek(0)
                 said = log.read()[-4000:].decode(errors="replace")
-                raise ServerFailed(f"{' '.join(command)} said {line!r}, and then:\n{said}")
+                raise ServerFailed(f"{' '.join(command)} said {line!r}, {ended}, and:\n{said}")
             yield RunningServer(process, line.removeprefix(GREETING).strip())
         finally:
             stop(process)
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment, without what would configure leasekeeper."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("LEASEKEEPER_")}
+    """This process's environment, without what would configure leasekeeper.
+
+    What hangs shows its stack when it is aborted: see `last_words`.
+    """
+    ours = {k: v for k, v in os.environ.items() if not k.startswith("LEASEKEEPER_")}
+    return ours | {"PYTHONFAULTHANDLER": "1"}
+
+
+def last_words(process: "subprocess.Popen[bytes]") -> str:
+    """How a process ended, which is made to say on standard error where it hangs if it has not."""
+    if process.poll() is not None:
+        return f"ended with {process.returncode}"
+    process.send_signal(signal.SIGABRT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_S)
+    return "was still running"
 
 
 def first_line(stream: IO[bytes], within_s: float = START_S) -> str:
