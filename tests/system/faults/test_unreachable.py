@@ -240,6 +240,7 @@ async def test_all_servers_without_their_redis(redis: RunningRedis) -> None:
         answers = await scene.ask_everything()
         await eventually(lambda: bool(scene.believer.reason))
         redis.resume()
+        await works_again(scene.other, "back")
         await scene.move_on()
         granted = await all_is_well_again(scene, "stopped")
         check_outage(scene, "stopped", answers, failed_at)
