@@ -8,6 +8,10 @@ export PATH := bin + ":" + env("PATH")
 export UV_SYSTEM_CERTS := env("UV_SYSTEM_CERTS", "1")
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := "1"
 
+# Compiled modules are kept, whatever the machine says: the tests start hundreds of processes.
+
+export PYTHONDONTWRITEBYTECODE := ""
+
 # List the verbs.
 default:
     @just --justfile "{{ justfile() }}" --list --unsorted
@@ -37,9 +41,9 @@ types:
     PYTHONPATH="clients/python:$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
         pyright --verifytypes leasekeeper_client --ignoreexternal
 
-# The whole suite, on two workers, for most of it waits for real time; further options go to pytest.
+# The whole suite, on four workers, for most of it waits for real time; further options go to pytest.
 test *options:
-    pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"
+    pytest -q -n 4 --dist loadfile --no-loadscope-reorder "$@"
 
 # What is worth running after every edit: no real processes, few Hypothesis examples.
 fast *options:
