@@ -19,7 +19,7 @@ settings.register_profile("local", max_examples=100, deadline=None)
 settings.register_profile("fast", max_examples=20, deadline=None)
 # The same examples in every run: a red build is a change's fault, and prints how to repeat it.
 settings.register_profile(
-    "ci", max_examples=100, deadline=None, derandomize=True, print_blob=True, database=None
+    "ci", max_examples=60, deadline=None, derandomize=True, print_blob=True, database=None
 )
 settings.register_profile("nightly", max_examples=10_000, deadline=None, print_blob=True)
 
@@ -29,9 +29,19 @@ settings.load_profile(
 
 
 _LAST: Final = tuple(
-    f"tests/{each}" for each in ("server", "store", "cli", "resp", "nemesis", "system")
+    f"tests/{each}"
+    for each in (
+        "server",
+        "store",
+        "cli",
+        "resp",
+        "nemesis",
+        "system/test_cache_fillers",
+        "system/test_write_behind",
+        "system",
+    )
 )
-"""In this order, and after all others."""
+"""In this order, and after all others; the longest of the system tests before the rest of them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def structlog_stays_as_it_was() -> Iterator[None]:
-    """A command that is run within this process may say how it logs; the next test does not know."""
+    """A command that runs within this process may say how it logs: the next test does not know."""
     before = structlog.get_config()
     yield
     structlog.configure(**before)

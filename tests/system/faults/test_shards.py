@@ -10,6 +10,7 @@ from redis.crc import key_slot
 from tests.harness import Peer
 from tests.redis_groups import SLOTS, RedisCluster, running_cluster
 from tests.system.faults.stations import (
+    POLL_S,
     Rival,
     attempt,
     check_refusals,
@@ -75,7 +76,8 @@ async def test_a_silent_shard_costs_no_lease_of_another(
         first = await take(rival, queue, ttl_ms=3000)
         waiting = await watcher.ask("lease.acquire", name=queue, ttl_ms=5000, wait_ms=None)
         bad_one = await rival.ask("lease.acquire", name=bad, wait_ms=None, ttl_ms=TTL_MS)
-        await rival.call("lease.inspect", name=good)
+        while not (await rival.call("lease.inspect", name=bad))["waiting_total"]:  # noqa: ASYNC110
+            await trio.sleep(POLL_S)  # or it has not been asked for yet, and is refused
         silent.pause()
         paused_at = now()
         free = Rival(await one.dial(), name_on(OTHER, "free"))
