@@ -68,6 +68,23 @@ class Claim:
     auto_renew: bool = True
     on_drop: OnDrop = OnDrop.KEEP
 
+    def owned_by(self, owner: str | None) -> "Claim":
+        """The same, of another owner. Every grant makes one, and `evolve` takes thrice as long."""
+        return Claim(
+            self.lease,
+            self.ttl_ms,
+            self.mode,
+            self.limit,
+            self.label,
+            self.client,
+            owner,
+            self.max_hold_ms,
+            self.alive_ms,
+            self.wait_ms,
+            self.auto_renew,
+            self.on_drop,
+        )
+
 
 @frozen
 class Granted:
@@ -412,7 +429,7 @@ class Lock:
     def _moved(self, claim: Claim, owner: str | None) -> Claim:
         if claim.owner != owner:
             self.events.append(Moved(claim.lease, claim.owner))
-        return evolve(claim, owner=owner)
+        return claim.owned_by(owner)
 
     def _fits(self, claim: Claim) -> bool:
         if not self._holders:

@@ -136,7 +136,9 @@ class Leases:
 
         async def acquire() -> Answer:
             tenure.is_ours = True
-            owned = evolve(claim, owner=self._own(tenure))
+            is_first = tenure.claim is claim
+            owner = self._own(tenure)
+            owned = tenure.claim if is_first else claim.owned_by(owner)
             return await self.store.acquire(ask.name, owned, wait=ask.wait_ms != 0)
 
         return await self._obtain(tenure, acquire, alone=alone)
@@ -330,7 +332,7 @@ class Leases:
     def _own(self, tenure: Tenure) -> str:
         """A new owner for each asking: who moves it tells thereby which asking that undoes."""
         owner = f"{self.server}.{next(self._serials)}"
-        tenure.claim = evolve(tenure.claim, owner=owner)
+        tenure.claim = tenure.claim.owned_by(owner)
         tenure.asked_ms = trio_ms()
         return owner
 

@@ -129,7 +129,8 @@ class Tenure:
         The store's clock may have stepped forward meanwhile, and the holder would believe in the
         lease for so much longer (law L3).
         """
-        return evolve(grant, waited_ms=min(grant.waited_ms, max(0, trio_ms() - self.asked_ms)))
+        waited_ms = max(0, trio_ms() - self.asked_ms)
+        return grant if grant.waited_ms <= waited_ms else evolve(grant, waited_ms=waited_ms)
 
     def refuse_other(self, claim: Claim) -> None:
         """A lease id may not be used with another mode or limit.

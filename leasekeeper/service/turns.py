@@ -1,8 +1,5 @@
 """Turns: who asks the store for one key does so after those who have begun to."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import trio
 from attrs import define, field
 
@@ -17,24 +14,40 @@ class Turns:
     asked for after it. It does not know what is asked.
     """
 
-    _queues: dict[Key, trio.lowlevel.ParkingLot] = field(factory=dict, init=False, repr=False)
+    _queues: dict[Key, trio.lowlevel.ParkingLot | None] = field(
+        factory=dict, init=False, repr=False
+    )
+    """Those who wait for each key that somebody asks for; None: nobody has waited."""
 
     def __contains__(self, key: Key) -> bool:
         """Whether somebody asks for this key now."""
         return key in self._queues
 
-    @asynccontextmanager
-    async def of(self, key: Key) -> AsyncIterator[None]:
-        """The body of the context has its turn.
+    def of(self, key: Key) -> "Turn":
+        """A context whose body has its turn."""
+        return Turn(self._queues, key)
 
-        Cancellation: while it waits, it leaves its place.
-        """
-        if (queue := self._queues.get(key)) is not None:
-            await queue.park()  # and has the turn that was handed on to it
-        else:
-            queue = self._queues[key] = trio.lowlevel.ParkingLot()
-        try:
-            yield
-        finally:
-            if not queue.unpark():
-                del self._queues[key]
+
+@define(eq=False)
+class Turn:
+    """One caller's.
+
+    Cancellation: while it waits, it leaves its place.
+    """
+
+    _queues: dict[Key, trio.lowlevel.ParkingLot | None]
+    _key: Key
+
+    async def __aenter__(self) -> None:
+        if self._key not in self._queues:
+            self._queues[self._key] = None
+            return
+        queue = self._queues[self._key]
+        if queue is None:
+            queue = self._queues[self._key] = trio.lowlevel.ParkingLot()
+        await queue.park()  # and has the turn that was handed on to it
+
+    async def __aexit__(self, *_: object) -> None:
+        queue = self._queues[self._key]
+        if queue is None or not queue.unpark():
+            del self._queues[self._key]

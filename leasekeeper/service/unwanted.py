@@ -22,7 +22,8 @@ class _Leaving:
     """The store calls under way that release one key."""
 
     calls: int = 0
-    done: trio.Event = field(factory=trio.Event)
+    done: trio.Event | None = None
+    """Made when somebody waits for it."""
 
 
 @define(eq=False)
@@ -85,7 +86,8 @@ class Unwanted:
             leaving.calls -= 1
             if not leaving.calls:
                 del self._leaving[key]
-                leaving.done.set()
+                if leaving.done is not None:
+                    leaving.done.set()
             if self._since_s.get(key[0]) == since_s:
                 del self._since_s[key[0]]
 
@@ -100,6 +102,8 @@ class Unwanted:
         would take away what was just granted.
         """
         while leaving := self._leaving.get(key):
+            if leaving.done is None:
+                leaving.done = trio.Event()
             await leaving.done.wait()
 
     async def _give_back(self) -> None:

@@ -5,10 +5,9 @@ answered, so no outcome is ever unknown.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 from attrs import define, field
@@ -35,6 +34,8 @@ from leasekeeper.store.alarms import Alarms, trio_ms
 from leasekeeper.store.api import Changed, Event, Health, Renewal, StoreEvent
 from leasekeeper.store.memory_cache import MemoryCache
 from leasekeeper.store.memory_writes import MemoryWrites
+
+T = TypeVar("T")
 
 _WATCH_VIEW_MAX: Final = 100
 
@@ -76,6 +77,11 @@ class MemoryStore:
         return False
 
     @property
+    def answers_at_once(self) -> bool:
+        """True."""
+        return True
+
+    @property
     def health(self) -> Health:
         """It is always there, and never pauses grants."""
         return Health("memory")
@@ -98,47 +104,42 @@ class MemoryStore:
         self, name: str, claim: Claim, *, wait: bool, take_over: bool = True
     ) -> Granted | Queued | Busy | QueueFull | Mismatch | Elsewhere:
         """Asks for a name."""
-        with self._step(name) as (lock, now):
-            return lock.acquire(claim, wait=wait, take_over=take_over, now=now)
+        return self._step(
+            name, lambda lock, now: lock.acquire(claim, wait=wait, take_over=take_over, now=now)
+        )
 
     async def resume(
         self, name: str, lease: str, owner: str, *, wait_ms: int | None
     ) -> Resumed | Busy | Missing:
         """Takes over what the lease id holds or waits for."""
-        with self._step(name) as (lock, now):
-            return lock.resume(lease, owner, wait_ms=wait_ms, now=now)
+        return self._step(
+            name, lambda lock, now: lock.resume(lease, owner, wait_ms=wait_ms, now=now)
+        )
 
     async def renew(self, renewals: Sequence[Renewal]) -> Sequence[Renewed | Missing]:
         """Renews many leases."""
-        answers = []
-        for each in renewals:
-            with self._step(each.name) as (lock, now):
-                answers.append(lock.renew(each.lease, each.ttl_ms, now=now))
-        return answers
+        return [self._renew(each) for each in renewals]
 
     async def release(self, name: str, lease: str, *, only_of: str | None = None) -> Left:
         """Gives a lease back or leaves the queue."""
-        with self._step(name) as (lock, now):
-            return lock.release(lease, only_of=only_of, now=now)
+        return self._step(name, lambda lock, now: lock.release(lease, only_of=only_of, now=now))
 
     async def touch(self, waiters: Sequence[Key], alive_ms: int) -> Sequence[bool]:
         """Vouches for waiters."""
-        answers = []
-        for name, lease in waiters:
-            with self._step(name) as (lock, now):
-                answers.append(lock.touch(lease, alive_ms, now=now))
-        return answers
+        return [self._touch(name, lease, alive_ms) for name, lease in waiters]
 
     async def break_(self, name: str, detail: str | None) -> int:
         """Puts all holders out."""
-        with self._step(name) as (lock, now):
-            return lock.break_(detail, now=now)
+        return self._step(name, lambda lock, now: lock.break_(detail, now=now))
 
     async def inspect(self, name: str, *, holders_max: int, waiting_max: int) -> LeaseState:
         """What others may see of a name."""
-        with self._step(name) as (lock, now):
+
+        def look(lock: Lock, now: Now) -> LeaseState:
             lock.advance(now)
             return lock.state(name, holders_max=holders_max, waiting_max=waiting_max, now=now)
+
+        return self._step(name, look)
 
     async def list_leases(self, prefix: str, limit: int, cursor: str | None) -> LeasePage:
         """A page of held leases. The cursor is the last one's name and fence."""
@@ -163,7 +164,7 @@ class MemoryStore:
         self._watched.discard(name)
 
     def _listed(self, name: str) -> list[ListedLease]:
-        with self._step(name) as (lock, now):
+        def look(lock: Lock, now: Now) -> list[ListedLease]:
             lock.advance(now)
             return [
                 ListedLease(
@@ -180,40 +181,50 @@ class MemoryStore:
                 for holder in lock.holders(now)
             ]
 
+        return self._step(name, look)
+
+    def _renew(self, each: Renewal) -> Renewed | Missing:
+        return self._step(each.name, lambda lock, now: lock.renew(each.lease, each.ttl_ms, now=now))
+
+    def _touch(self, name: str, lease: str, alive_ms: int) -> bool:
+        return self._step(name, lambda lock, now: lock.touch(lease, alive_ms, now=now))
+
     def _advance(self, name: str) -> None:
-        with self._step(name) as (lock, now):
-            lock.advance(now)
+        self._step(name, lambda lock, now: lock.advance(now))
 
     def _now(self) -> Now:
         self._last_us = max(self.wall(), self._last_us + 1)
         return Now(trio_ms(), self._last_us)
 
-    @contextmanager
-    def _step(self, name: str) -> Iterator[tuple[Lock, Now]]:
+    def _step(self, name: str, step: Callable[[Lock, Now], T]) -> T:
         """One atomic step on a name: afterwards its events are told, and its next deadline set."""
         now = self._now()
-        lock = self._locks.get(name) or Lock(self.waiting_max)
+        known = self._locks.get(name)
+        lock = known or Lock(self.waiting_max)
         before = lock.revision
-        yield lock, now
+        answer = step(lock, now)
         self._last_us = max(self._last_us, lock.fence)
         if not lock.idle:
-            if name not in self._locks:
+            if known is None:
                 self._locks[name] = lock
                 self._names.add(name)
-        elif self._locks.pop(name, None):
+        elif known is not None:
+            del self._locks[name]
             self._names.remove(name)
         if (next_ms := lock.next_ms()) is None:
             self._alarms.discard(name)
         else:
             self._alarms.set(name, next_ms)
-        for event in lock.events:
-            self._on_event(StoreEvent(name, event))
-        lock.events.clear()
+        if lock.events:
+            for event in lock.events:
+                self._on_event(StoreEvent(name, event))
+            lock.events.clear()
         if name in self._watched and lock.revision != before:
             state = lock.state(
                 name, holders_max=_WATCH_VIEW_MAX, waiting_max=_WATCH_VIEW_MAX, now=now
             )
             self._on_event(StoreEvent(name, Changed(state)))
+        return answer
 
 
 def _cursor(lease: ListedLease) -> str:

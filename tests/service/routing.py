@@ -93,26 +93,32 @@ class Face(FlakyStore):
         return granted.grant.ttl_ms < full_ms
 
     async def _renew(self, renewals: Sequence[Renewal]) -> Sequence[Renewed | Missing]:
-        answers = []
-        for each in renewals:
-            with self.inner._step(each.name) as (lock, now):
-                answers.append(lock.renew(each.lease, each.ttl_ms, now=now, by=self.server))
-        return answers
+        def renew(each: Renewal) -> Renewed | Missing:
+            return self.inner._step(
+                each.name,
+                lambda lock, now: lock.renew(each.lease, each.ttl_ms, now=now, by=self.server),
+            )
+
+        return [renew(each) for each in renewals]
 
     async def _release(self, name: str, lease: str, only_of: str | None) -> Left:
-        with self.inner._step(name) as (lock, now):
-            return lock.release(lease, now=now, by=self.server, only_of=only_of)
+        return self.inner._step(
+            name,
+            lambda lock, now: lock.release(lease, now=now, by=self.server, only_of=only_of),
+        )
 
     async def _touch(self, waiters: Sequence[Key], alive_ms: int) -> Sequence[bool]:
-        answers = []
-        for name, lease in waiters:
-            with self.inner._step(name) as (lock, now):
-                answers.append(lock.touch(lease, alive_ms, now=now, by=self.server))
-        return answers
+        def touch(name: str, lease: str) -> bool:
+            return self.inner._step(
+                name, lambda lock, now: lock.touch(lease, alive_ms, now=now, by=self.server)
+            )
+
+        return [touch(name, lease) for name, lease in waiters]
 
     async def _break(self, name: str, detail: str | None) -> int:
-        with self.inner._step(name) as (lock, now):
-            return lock.break_(detail, now=now, by=self.server)
+        return self.inner._step(
+            name, lambda lock, now: lock.break_(detail, now=now, by=self.server)
+        )
 
     async def watch(self, name: str) -> None:
         self.routes.watched.setdefault(name, set()).add(self.server)

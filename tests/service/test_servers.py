@@ -135,8 +135,7 @@ async def test_l8_a_new_ttl_is_known_where_it_is_resumed(pair: Pair, clock: Mock
     grant = await old.acquire("n", ttl_ms=TTL_MS)
     await a.store.inner.renew([])
     await old.acquire("n", ttl_ms=TTL_MS, lease=grant.lease)
-    with a.store.inner._step("n") as (lock, now):
-        lock.renew(grant.lease, 600, now=now)
+    a.store.inner._step("n", lambda lock, now: lock.renew(grant.lease, 600, now=now))
     again = await new.ask(LeaseResume("n", grant.lease), LeaseGrant)
     assert again.ttl_ms == 600
     await trio.sleep(60)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
+from typing import TypeVar
 
 import trio
 from attrs import define, field, frozen
@@ -19,6 +20,8 @@ from leasekeeper.store.memory_writes import MemoryWrites
 from tests.service.flaky import Fault, FlakyStore
 from tests.service.routing import Face, Routes
 from tests.simulation.laws import Violation, Witness, view_of
+
+T = TypeVar("T")
 
 
 @frozen
@@ -120,12 +123,14 @@ class WitnessedStore(MemoryStore):
         self.cache = WitnessedCache(self.wall)
         self.writes = MemoryWrites(self.cache, self.allow_volatile_writes)
 
-    @contextmanager
-    def _step(self, name: str) -> Iterator[tuple[Lock, Now]]:
-        with super()._step(name) as (lock, now):
+    def _step(self, name: str, step: Callable[[Lock, Now], T]) -> T:
+        def judged(lock: Lock, now: Now) -> T:
             before = view_of(lock)
-            yield lock, now
+            answer = step(lock, now)
             self.witness.judge(name, before, lock, now)
+            return answer
+
+        return super()._step(name, judged)
 
 
 @contextmanager
@@ -145,6 +150,10 @@ class SimStore(FlakyStore):
     """One server's own store."""
 
     bad: Weather | None = None
+
+    @property
+    def answers_at_once(self) -> bool:
+        return self.bad is None
 
     async def resume(
         self, name: str, lease: str, owner: str, *, wait_ms: int | None
