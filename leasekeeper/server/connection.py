@@ -1,15 +1,16 @@
 """One connection: frames in, requests carried out side by side, answers and news out.
 
     run
-    ├── _write                one frame at a time, with a deadline
+    ├── _write                what could not be written at once, with a deadline
     └── requests
         ├── _keep_alive       pings, and what a pong means
         ├── _expect_token     where one is wanted
         └── _answer_backlog   one task for each request that waits, and one for the others
 
-Requests start in the order in which they came, and none waits for another. When reading ends, for
-whatever reason, the session is detached first, so that the requests cancelled after it know that
-their client is gone.
+What the store answers without waiting is answered by who reads, and written by it. Requests start
+in the order in which they came, and none waits for another. When reading ends, for whatever reason,
+the session is detached first, so that the requests cancelled after it know that their client is
+gone.
 """
 
 import hmac
@@ -119,12 +120,16 @@ class Connection:
     _unanswered: int = field(default=0, init=False)
     _kept_bytes: int = field(default=0, init=False)
     """Answers that wait for the others of their batch."""
+    _answered: set[RequestId] = field(factory=set, init=False)
+    """The ids of this frame's requests that were answered at once."""
+    _in_a_row: int = field(default=0, init=False)
+    """Counts requests that were answered at once."""
     _answering: bool = field(default=False, init=False)
     """Whether a task is about to take the head of the backlog."""
 
     def __attrs_post_init__(self) -> None:
         self._outbox = Outbox(self.config.wire.outbox_bytes)
-        self.socket.on_ping = self._outbox.nudge
+        self.socket.on_owed = self._outbox.nudge
 
     async def run(self) -> None:
         """Serves the peer until it is gone or sent away.
@@ -190,14 +195,17 @@ class Connection:
 
     async def _write(self) -> None:
         try:
-            await self.socket.send_pongs()
+            await self.socket.send_owed()
             while (messages := await self._outbox.take()) is not None:
-                await self.socket.send_pongs()
+                await self.socket.send_owed()
                 for frame in _frames(messages, joined=self._batch):
                     await self.socket.send(frame)
         except Closed as closed:
             self._outbox.finish(drop=True)
             self.close_soon(closed.code, "cannot be written to")
+
+    def _write_now(self, messages: list[bytes]) -> bool:
+        return self.socket.send_now(_frames(messages, joined=self._batch))
 
     async def _keep_alive(self) -> None:
         """Pings when asked to, or when long enough nothing was; a pong is a sign of life."""
@@ -224,8 +232,13 @@ class Connection:
             with self._reading:
                 while True:
                     text = await self.socket.receive()
-                    self.keeper.alive(self.session)
-                    self._take(decode_frame(text), requests)
+                    self._outbox.hold()
+                    try:
+                        self.keeper.alive(self.session)
+                        await self._take(decode_frame(text), requests)
+                    finally:
+                        if not self.socket.has_message:
+                            self._outbox.let_go(self._write_now)
         except Closed as closed:
             if not self._reading.cancel_called:
                 # The peer's own code, or what it is told of a frame that must not be.
@@ -238,15 +251,16 @@ class Connection:
         if not self.authenticated:
             self.close_soon(CloseCode.UNAUTHENTICATED, "no token came in time")
 
-    def _take(self, frame: Frame, requests: trio.Nursery) -> None:
+    async def _take(self, frame: Frame, requests: trio.Nursery) -> None:
         sink: Sink = self._put
         if frame.batch and not self._batch:
             answered = sum(request.answered for request in frame.requests)
             sink = partial(self._put_later, _BatchAnswer(answered))
+        self._answered.clear()
         for request in frame.requests:
-            self._begin(request, sink if request.answered else _drop, requests)
+            await self._begin(request, sink if request.answered else _drop, requests)
 
-    def _begin(self, request: Request, sink: Sink, requests: trio.Nursery) -> None:
+    async def _begin(self, request: Request, sink: Sink, requests: trio.Nursery) -> None:
         """Answers at once what needs no waiting, and starts a task for everything else."""
         params = request.params
         if self._reading.cancel_called and self.authenticated:
@@ -258,11 +272,17 @@ class Connection:
         most = self.config.wire.requests_outstanding
         if isinstance(params, RpcError):
             sink(encode_error(request.id, params))
-        elif request.id is not None and request.id in self._outstanding:
+        elif request.id is not None and (
+            request.id in self._outstanding or request.id in self._answered
+        ):
             problem = InvalidRequest("a request with this id is outstanding")
             sink(encode_error(request.id, problem))
         elif self._unanswered >= most:
             sink(encode_error(request.id, LimitReached("requests_outstanding", most)))
+        elif not (self._backlog or self._answering) and self.keeper.answers_at_once(params):
+            self._answered.add(request.id)
+            sink(await self._answer_to(request))
+            await self._pause_now_and_then()
         else:
             outstanding = _Outstanding(request, sink)
             if request.id is not None:
@@ -270,6 +290,14 @@ class Connection:
             self._unanswered += 1
             self._backlog.append(outstanding)
             self._start_answering(requests)
+
+    async def _pause_now_and_then(self) -> None:
+        self._in_a_row += 1
+        if self._in_a_row % _IN_A_ROW_MAX == 0:
+            if self._outbox.is_half_full:
+                self._outbox.let_go(self._write_now)
+            await trio.lowlevel.checkpoint()
+            self._outbox.hold()
 
     def _answer_now(self, request: Request, sink: Sink, answer: Callable[[], Result]) -> None:
         try:
@@ -356,17 +384,20 @@ class Connection:
     async def _answer(self, outstanding: _Outstanding) -> None:
         request, answer = outstanding.request, b""
         with outstanding.scope:
-            try:
-                answer = encode_result(request.id, await self._carry_out(request))
-            except RpcError as error:
-                answer = encode_error(request.id, error)
-            except Exception:
-                _log.exception("request failed", request=type(request.params).__name__)
-                answer = encode_error(request.id, InternalError())
+            answer = await self._answer_to(request)
         if outstanding.scope.cancelled_caught:
             outstanding.was_cancelled = True
             answer = encode_error(request.id, Cancelled())
         outstanding.sink(answer)
+
+    async def _answer_to(self, request: Request) -> bytes:
+        try:
+            return encode_result(request.id, await self._carry_out(request))
+        except RpcError as error:
+            return encode_error(request.id, error)
+        except Exception:
+            _log.exception("request failed", request=type(request.params).__name__)
+            return encode_error(request.id, InternalError())
 
     async def _carry_out(self, request: Request) -> Result:
         params = request.params

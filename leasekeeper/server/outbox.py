@@ -1,5 +1,7 @@
 """What waits to be written to one peer."""
 
+from collections.abc import Callable
+
 import trio
 from attrs import define, field
 
@@ -17,6 +19,7 @@ class Outbox:
     _newest: dict[str, int] = field(factory=dict, init=False)
     """Where in the queue the newest message of a kind is."""
     _finished: bool = field(default=False, init=False)
+    _held: bool = field(default=False, init=False)
     _filled: trio.Event = field(factory=trio.Event, init=False)
 
     def put(self, message: bytes, replaces: str | None = None) -> bool:
@@ -41,7 +44,8 @@ class Outbox:
                 self._newest[replaces] = len(self._messages)
             self._messages.append(message)
         self._bytes += len(message)
-        self._filled.set()
+        if not self._held:
+            self._filled.set()
         return fits or self._bytes <= self.bytes_max
 
     @property
@@ -56,6 +60,19 @@ class Outbox:
             self._messages.clear()
         self._filled.set()
 
+    def hold(self) -> None:
+        """From now on `put` wakes nobody: who says so looks after it until `let_go`."""
+        self._held = True
+
+    def let_go(self, send: Callable[[list[bytes]], bool]) -> None:
+        """Ends `hold`. What is there is sent now, if `send` can, or who takes is woken."""
+        self._held = False
+        if self._messages and not self._filled.is_set():
+            if not self._finished and send(self._messages):
+                self._take()
+            else:
+                self._filled.set()
+
     def nudge(self) -> None:
         """Wakes who takes, if there is something else to write."""
         self._filled.set()
@@ -65,6 +82,10 @@ class Outbox:
         await self._filled.wait()
         if not self._finished:
             self._filled = trio.Event()
+        messages = self._take()
+        return None if self._finished and not messages else messages
+
+    def _take(self) -> list[bytes]:
         messages, self._messages, self._bytes = self._messages, [], 0
         self._newest.clear()
-        return None if self._finished and not messages else messages
+        return messages

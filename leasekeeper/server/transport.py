@@ -4,10 +4,12 @@ The HTTP part of the handshake is `websockets`', of which only what does no I/O 
 are ours (ADR 13). Here is what a server needs besides a protocol:
 
 - one task reads a connection, and only when the messages before have been taken;
+- what the kernel takes at once is written without waiting for a task to do it;
 - a cancelled write leaves half a frame on the wire, so nothing follows it;
 - every wait has a deadline: the handshake, a write, a pong, the closing handshake.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -39,6 +41,8 @@ _IN_A_ROW_BYTES: Final = 4 * 1024
 """After so much that came together, other connections get their turn."""
 _MESSAGE_BYTES: Final = 256
 """What a message counts for besides its own bytes."""
+_AT_ONCE_BYTES: Final = 64 * 1024
+"""More is not tried to be written at once: the kernel would hardly take it."""
 _SWITCHING_PROTOCOLS: Final = 101
 _GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -64,8 +68,8 @@ class WebSocket:
     limits: WireLimits
     headers: dict[str, str] = field(repr=False)
     """By lower-case name; one that comes twice has both values, which no check of ours accepts."""
-    on_ping: Callable[[], None] = field(default=lambda: None, init=False, repr=False)
-    """Told when `send_pongs` has something to do. It must not block."""
+    on_owed: Callable[[], None] = field(default=lambda: None, init=False, repr=False)
+    """Told when `send_owed` has something to do. It must not block."""
     _reader: FrameReader = field(init=False, repr=False)
     _messages: deque[str] = field(factory=deque, init=False, repr=False)
     _in_a_row: int = field(default=0, init=False)
@@ -82,6 +86,8 @@ class WebSocket:
     _pings: dict[bytes, trio.Event] = field(factory=dict, init=False, repr=False)
     _ping_numbers: Iterator[int] = field(factory=count, init=False, repr=False)
     _writing: trio.Lock = field(factory=trio.Lock, init=False, repr=False)
+    _rest: bytes = field(default=b"", init=False, repr=False)
+    """What is to be written before all else: the end of a frame that the kernel took in part."""
     _half_written: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -90,6 +96,11 @@ class WebSocket:
         )
 
     # --- In -----------------------------------------------------------------------------------
+
+    @property
+    def has_message(self) -> bool:
+        """Whether `receive` does not wait for the peer."""
+        return bool(self._messages)
 
     async def receive(self) -> str:
         """The next text message.
@@ -119,7 +130,7 @@ class WebSocket:
 
     async def _read(self) -> None:
         try:
-            data = await self.stream.receive_some(_RECEIVE_BYTES)
+            data = await self._receive_some()
         except _GONE:
             data = b""
         if data:
@@ -127,6 +138,18 @@ class WebSocket:
         else:
             self._is_at_end = True
             self._end(Closed(CloseCode.ABNORMAL))
+
+    async def _receive_some(self) -> bytes | bytearray:
+        """As the stream's, without asking a socket first that most likely has nothing yet."""
+        if not isinstance(self.stream, trio.SocketStream):
+            return await self.stream.receive_some(_RECEIVE_BYTES)
+        try:
+            await trio.lowlevel.wait_readable(self.stream.socket)
+            return os.read(self.stream.socket.fileno(), _RECEIVE_BYTES)
+        except BlockingIOError:
+            return await self.stream.receive_some(_RECEIVE_BYTES)
+        except OSError:
+            raise trio.BrokenResourceError from None
 
     def feed(self, data: bytes | bytearray) -> None:
         """Takes bytes that came from the peer."""
@@ -151,7 +174,7 @@ class WebSocket:
                 self._pings[payload].set()
         elif self._answers_pings:
             self._pongs += frame(Opcode.PONG, payload)
-            self.on_ping()
+            self.on_owed()
 
     def _end(self, why: Closed) -> None:
         self._ended = self._ended or why
@@ -169,17 +192,40 @@ class WebSocket:
         """
         await self._send(frame(Opcode.TEXT, text))
 
-    async def send_pongs(self) -> None:
-        """Answers the peer's pings within `write_ms`.
+    def send_now(self, texts: Sequence[bytes]) -> bool:
+        """Sends text messages as far as that needs no waiting.
+
+        What the kernel does not take is owed, and comes before whatever is sent later. False: they
+        cannot be sent now, and none was.
+        """
+        if self._rest or self._closing or self._writing.locked() or self._half_written:
+            return False
+        if not isinstance(self.stream, trio.SocketStream):
+            return False
+        data = b"".join([frame(Opcode.TEXT, text) for text in texts])
+        if len(data) > _AT_ONCE_BYTES:
+            return False
+        try:
+            written = os.write(self.stream.socket.fileno(), data)
+        except OSError:  # it has no room; or it is gone, as who writes what is owed will find
+            written = 0
+        if written < len(data):
+            self._rest = data[written:]
+            self.on_owed()
+        return True
+
+    async def send_owed(self) -> None:
+        """Writes what the peer's pings and `send_now` have left to be written within `write_ms`.
 
         Raises:
-            Closed: they could not be written.
+            Closed: it could not be written.
 
         Cancellation:
             As that of `send`.
         """
-        if pongs := bytes(self._pongs):
-            self._pongs.clear()
+        pongs = bytes(self._pongs)
+        self._pongs.clear()
+        if self._rest or pongs:
             await self._send(pongs)
 
     async def ping(self) -> bool:
@@ -220,13 +266,21 @@ class WebSocket:
         except trio.WouldBlock:
             await self._writing.acquire()
         try:
-            if self._half_written or self._close_sent or self._close_received is not None:
+            if self._half_written or self._closing:
                 raise trio.BrokenResourceError
-            self._half_written = True
-            await self.stream.send_all(data)
-            self._half_written = False
+            await self._write_after_rest(data)
         finally:
             self._writing.release()
+
+    async def _write_after_rest(self, data: bytes) -> None:
+        self._half_written = True
+        rest, self._rest = self._rest, b""
+        await self.stream.send_all(rest + data)
+        self._half_written = False
+
+    @property
+    def _closing(self) -> bool:
+        return self._close_sent or self._close_received is not None
 
     # --- The end ------------------------------------------------------------------------------
 
@@ -244,11 +298,11 @@ class WebSocket:
             if self._half_written:
                 return  # whatever followed would be taken for the rest of that frame
             if self._close_received is not None:
-                await self.stream.send_all(frame(Opcode.CLOSE, self._close_received))
+                await self._write_after_rest(frame(Opcode.CLOSE, self._close_received))
                 return
             if code != CloseCode.ABNORMAL:
                 self._close_sent = True
-                await self.stream.send_all(close_frame(code, reason))
+                await self._write_after_rest(close_frame(code, reason))
             if self._violated and isinstance(self.stream, trio.abc.HalfCloseableStream):
                 # Its frames are read no more, so its close frame cannot be told from them.
                 await self.stream.send_eof()

@@ -161,6 +161,17 @@ class Keeper:
 
     # --- Requests -----------------------------------------------------------------------------
 
+    def answers_at_once(self, params: Params) -> bool:
+        """Whether `handle` of this request waits for nothing but, now and then, another's release.
+
+        Such a request needs no task of its own.
+        """
+        if not self.store.answers_at_once:
+            return False
+        if isinstance(params, LeaseAcquire):
+            return params.wait_ms == 0
+        return isinstance(params, _WITHOUT_WAIT)
+
     async def handle(self, session: Session, params: Params) -> Result:
         """Carries out one request.
 
@@ -322,6 +333,9 @@ class Keeper:
         self._graces.discard(session)
         session.step(SessionEvent.GRACE_OVER)
         self.leases.end(session.tenures.values())
+
+
+_WITHOUT_WAIT: Final = (LeaseRelease, LeaseRenew, LeaseInspect, SessionHeartbeat)
 
 
 def _tell_nobody(_: Notification) -> None:

@@ -118,6 +118,10 @@ class Store(Protocol):
         """Whether leases are still there after this process has ended."""
 
     @property
+    def answers_at_once(self) -> bool:
+        """Whether no call of it waits."""
+
+    @property
     def health(self) -> Health:
         """Whether it can be reached and grants leases. Costs nothing, and may be asked any time."""
 

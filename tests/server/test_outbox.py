@@ -89,3 +89,66 @@ async def test_a_nudge_wakes_who_takes(autojump_clock: MockClock) -> None:
     with trio.move_on_after(1) as scope:
         await outbox.take()
     assert scope.cancelled_caught
+
+
+# --- Held: what is put is sent by who holds it ----------------------------------------------------
+
+
+async def test_held_it_wakes_nobody_until_it_is_let_go(autojump_clock: MockClock) -> None:
+    outbox, taken = Outbox(100), list[list[bytes] | None]()
+
+    async def take() -> None:
+        taken.append(await outbox.take())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        await wait_all_tasks_blocked()
+        outbox.hold()
+        outbox.put(b"a")
+        outbox.put(b"b")
+        await wait_all_tasks_blocked()
+        assert not taken
+        outbox.let_go(lambda _: False)
+    assert taken == [[b"a", b"b"]]
+
+
+async def test_what_is_sent_when_it_is_let_go_is_not_there_any_more() -> None:
+    outbox, sent = Outbox(10), list[bytes]()
+
+    def send(messages: list[bytes]) -> bool:
+        sent.extend(messages)
+        return True
+
+    for _ in range(3):
+        outbox.hold()
+        assert outbox.put(b"1234567890")
+        outbox.let_go(send)
+    assert sent == 3 * [b"1234567890"]
+    outbox.finish(drop=False)
+    assert await outbox.take() is None
+
+
+async def test_let_go_it_overtakes_nobody() -> None:
+    outbox = Outbox(100)
+    outbox.put(b"a")
+    outbox.hold()
+    outbox.put(b"b")
+    outbox.let_go(lambda _: True)
+    assert await outbox.take() == [b"a", b"b"]
+
+
+async def test_held_it_is_bounded_too() -> None:
+    outbox = Outbox(10)
+    outbox.hold()
+    assert outbox.put(b"1234567890")
+    assert not outbox.put(b"!")
+
+
+async def test_held_or_not_the_end_is_told() -> None:
+    outbox = Outbox(100)
+    outbox.hold()
+    outbox.put(b"a")
+    outbox.finish(drop=False)
+    assert await outbox.take() == [b"a"]
+    outbox.let_go(lambda _: True)
+    assert await outbox.take() is None

@@ -60,6 +60,10 @@ class FlakyStore:
         return False
 
     @property
+    def answers_at_once(self) -> bool:
+        return False
+
+    @property
     def cache(self) -> FlakyCache:
         return FlakyCache(self.inner.cache, self._call)
 

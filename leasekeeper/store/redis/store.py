@@ -144,6 +144,11 @@ class RedisStore:
         return True
 
     @property
+    def answers_at_once(self) -> bool:
+        """False: every answer comes over a network."""
+        return False
+
+    @property
     def health(self) -> Health:
         """As its connections, the restart hold and the preflight have it."""
         return health_of(self._client, self._preflight, self._recovery)
