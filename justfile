@@ -74,6 +74,10 @@ docs:
 bench *options:
     python -m bench "$@"
 
+# What an operation costs as names, connections, waiters and servers grow; ten minutes.
+scale *options:
+    python -m bench.scale "$@"
+
 # Faults at random against a whole fleet, its history judged; e.g. --topology cluster --minutes 10.
 nemesis *options:
     python -m tests.nemesis "$@"

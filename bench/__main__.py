@@ -11,6 +11,7 @@ from typing import Final
 
 from attrs import frozen
 
+from bench.descriptors import connections_max
 from bench.load import add_sizes
 from bench.peers.catalogue import PEERS, installed
 from bench.pinning import Cores
@@ -33,12 +34,16 @@ SHORT: Final = {
 LONG: Final = {
     "P5": ("redis",),
     "P5h": ("redis",),
+    "P6": ("leasekeeper", "redis"),
+    "P6l": ("leasekeeper", "redis"),
     "M1": ("leasekeeper", "redis"),
     "T1": ("leasekeeper", "redis"),
 }
 """Those that take minutes: only when they are named, once, with servers of their own."""
 
 OPTIONS: Final = {
+    ("P6", "leasekeeper"): ("--connections", "1000000"),
+    ("P6", "redis"): ("--connections", "1000000"),
     ("M1", "redis"): ("--fence-memory-ms", "1000"),
     ("T1", "redis"): ("--fence-memory-ms", "1000"),
 }
@@ -55,6 +60,8 @@ P3b  the same, spread over two servers of one Redis
 P4   10,000 callers of one missing key: one of them loads it for all
 P5   100,000 leases held and renewed, kept alive by pongs: some two minutes
 P5h  the same, kept alive by heartbeats
+P6   10,000 idle connections: some ten seconds for each store
+P6l  100,000 leases held, and the memory they take: a minute or two for each store
 P7   50 workers over one connection, each with a cached value of its own
 P7c  50 connections, each with a cached value of its own
 M1   a million names, each used once: some minutes for each store
@@ -257,6 +264,7 @@ def pairs(shapes: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
 def main() -> int:
     """Measures, prints the tables, writes the files. Exit 1: a law was broken, or a failure."""
     plan, outputs = parse()
+    connections_max()
     where, cores = machine(), Cores.available()
     try:
         measured = measure_short(plan, cores) | measure_long(plan, cores)

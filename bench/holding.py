@@ -1,7 +1,7 @@
-"""P5: a hundred thousand leases, held and renewed. What does it cost, and is one lost?
+"""P5 and P6l: a hundred thousand leases, held and renewed. What does it cost, and is one lost?
 
 The load takes the leases, gives signs of life while the window is open, asks for every fence again,
-and gives every lease back.
+and gives every lease back. In P6l they last so long that none is renewed, and only memory counts.
 """
 
 import heapq
@@ -18,6 +18,7 @@ from typing import Final
 import orjson
 from attrs import define, field, frozen
 
+from bench.names import memory_of
 from bench.observed import Figures, Observed
 from bench.shapes import NAMES, Target, Unexpected, open_session, percentile, receive
 from bench.wire import Wire
@@ -27,6 +28,8 @@ FRAME_REQUESTS: Final = 100
 BUSY_HOLDERS: Final = 2
 """So many connections have such a frame under way at once: P5 is about holding, not a rush."""
 STALL_S: Final = 30
+LASTING_MS: Final = 3_600_000
+"""The longest TTL there is: none of these is renewed while it is looked at."""
 PER_TTL: Final = 3
 """Heartbeats, as the protocol advises; the server renews as often by itself."""
 
@@ -175,6 +178,14 @@ class Fleet:
                     busy.remove(holder)
                     done(holder)
 
+    def take_all(self, size: Size) -> None:
+        """Returns when every lease is held; whoever gives heartbeats has begun to."""
+        self.ask_all(
+            lambda held: held.request("lease.acquire", ttl_ms=size.ttl_ms),
+            Held.take_grant,
+            self.begin_heartbeats if size.heartbeats else lambda _: None,
+        )
+
     def hold(self, seconds: float) -> None:
         """Only gives signs of life."""
         until = time.monotonic() + seconds
@@ -232,13 +243,8 @@ def held_and_renewed(target: Target, observed: Observed, size: Size) -> Figures:
         after_s = time.monotonic() - began
         print(f"  after {after_s:.0f} s: {what}, {fleet.losses} lost so far", file=sys.stderr)
 
-    servers_bytes = observed.servers_bytes
-    redis_bytes = observed.store.used_bytes if observed.store else float("nan")
-    fleet.ask_all(
-        lambda held: held.request("lease.acquire", ttl_ms=size.ttl_ms),
-        Held.take_grant,
-        fleet.begin_heartbeats if size.heartbeats else lambda _: None,
-    )
+    before = memory_of(observed)
+    fleet.take_all(size)
     figures = {
         "leases": float(size.leases),
         "connections": float(size.connections),
@@ -247,9 +253,7 @@ def held_and_renewed(target: Target, observed: Observed, size: Size) -> Figures:
     }
     say("acquired")
     fleet.hold(size.warm_up_s)
-    figures["server_lease_bytes"] = (observed.servers_bytes - servers_bytes) / size.leases
-    if observed.store:
-        figures["redis_lease_bytes"] = (observed.store.used_bytes - redis_bytes) / size.leases
+    figures |= bytes_per_lease(before, memory_of(observed), size.leases)
     say("warmed up")
     figures |= window(fleet, observed, size)
     say("held and renewed")
@@ -261,6 +265,32 @@ def held_and_renewed(target: Target, observed: Observed, size: Size) -> Figures:
     figures["told_lost"] = fleet.losses
     figures["lost"] = sum(not (held.kept and held.released) for held in fleet.held)
     return figures
+
+
+def held_in_memory(target: Target, observed: Observed, size: Size) -> Figures:
+    """P6l: leases taken, which no sign of life is needed for meanwhile, and given back."""
+    fleet = Fleet(target, size)
+    before = memory_of(observed)
+    observed.begin()
+    began = time.monotonic()
+    fleet.take_all(size)
+    figures = {"rate": size.leases / (time.monotonic() - began)} | observed.shares()
+    figures |= bytes_per_lease(before, memory_of(observed), size.leases)
+    fleet.ask_all(lambda held: held.request("lease.release"), Held.take_released)
+    fleet.close()
+    return figures | {
+        "leases": float(size.leases),
+        "connections": float(size.connections),
+        "lost": sum(not held.released for held in fleet.held),
+    }
+
+
+def bytes_per_lease(before: Figures, after: Figures, leases: int) -> Figures:
+    """By how much a lease made memory grow: that of the servers and, if there is one, of Redis."""
+    return {
+        f"{whose.removesuffix('_bytes')}_lease_bytes": (after[whose] - before[whose]) / leases
+        for whose in before
+    }
 
 
 def window(fleet: Fleet, observed: Observed, size: Size) -> Figures:

@@ -65,17 +65,26 @@ class Waiter:
 
     def granted_fence(self) -> int | None:
         """The fence, if what has come holds the grant of the lease this waiter is waiting for."""
-        fence: int | None = None
-        for payload in self.wire.feed(receive(self.connection)):
-            message = orjson.loads(payload)
-            for answer in message if isinstance(message, list) else [message]:
-                if "error" in answer:
-                    raise Unexpected(repr(answer))
-                if answer.get("id") == self.lease:
-                    fence = answer["result"]["fence"]
-        if owed := self.wire.replies():
-            self.connection.sendall(owed)
-        return fence
+        return grants(self.connection, self.wire).get(self.lease)
+
+
+def grants(connection: socket.socket, wire: Wire) -> dict[str, int]:
+    """The fences that have come, by the leases that were granted with them.
+
+    Raises:
+        Unexpected: an error came.
+    """
+    fences: dict[str, int] = {}
+    for payload in wire.feed(receive(connection)):
+        message = orjson.loads(payload)
+        for answer in message if isinstance(message, list) else [message]:
+            if "error" in answer:
+                raise Unexpected(repr(answer))
+            if "fence" in answer.get("result", {}):
+                fences[answer["id"]] = answer["result"]["fence"]
+    if owed := wire.replies():
+        connection.sendall(owed)
+    return fences
 
 
 @frozen
@@ -95,7 +104,7 @@ class Inspector:
             if owed := self.wire.replies():
                 self.connection.sendall(owed)
             state = orjson.loads(answer)["result"]
-            in_line = len(state["holders"]) + len(state["waiting"])
+            in_line = len(state["holders"]) + state["waiting_total"]
 
 
 PassOn = Callable[[Waiter], tuple[Waiter, float]]

@@ -13,13 +13,18 @@ from attrs import frozen
 
 from bench.herd import one_load_for_all
 from bench.hits import hits_each, hits_together
-from bench.holding import Size, held_and_renewed
+from bench.holding import LASTING_MS, Size, held_and_renewed, held_in_memory
+from bench.idle import idle_connections
 from bench.line import hand_offs, hand_offs_between
 from bench.names import many_names
 from bench.observed import Figures, Observed, Store
 from bench.pinning import pin
+from bench.scale.loads import cycles, long_line
 from bench.shapes import Target, Window, one_connection, one_request_each
 from bench.tags import tagged_values
+
+LEASES_EACH: Final = 1_000
+"""On a connection: as many as a session may hold."""
 
 
 @frozen
@@ -31,14 +36,25 @@ class Load:
     window: Window
     leases: int
     connections: int
+    """0: as many as the shape has by default."""
     ttl_ms: int
     names: int
     tagged: int
     cycles: int
+    waiters: int
 
     def size(self, *, heartbeats: bool) -> Size:
         """That of P5."""
-        return Size(self.leases, self.connections, self.ttl_ms, heartbeats)
+        return Size(self.leases, self._connections, self.ttl_ms, heartbeats)
+
+    @property
+    def lasting(self) -> Size:
+        """That of P6l."""
+        return Size(self.leases, self._connections, LASTING_MS, heartbeats=False)
+
+    @property
+    def _connections(self) -> int:
+        return self.connections or -(-self.leases // LEASES_EACH)
 
 
 def alone(load: Load) -> Target:
@@ -55,10 +71,14 @@ SHAPES: Final[dict[str, Callable[[Load], Figures]]] = {
     "P4": lambda load: one_load_for_all(load.targets, load.observed, connections=10),
     "P5": lambda load: held_and_renewed(alone(load), load.observed, load.size(heartbeats=False)),
     "P5h": lambda load: held_and_renewed(alone(load), load.observed, load.size(heartbeats=True)),
+    "P6": lambda load: idle_connections(alone(load), load.observed, load.connections or 10_000),
+    "P6l": lambda load: held_in_memory(alone(load), load.observed, load.lasting),
     "P7": lambda load: hits_together(alone(load), load.window, load.observed, values_count=50),
     "P7c": lambda load: hits_each(alone(load), load.window, connections=50),
     "M1": lambda load: many_names(alone(load), load.observed, 50, load.names),
     "T1": lambda load: tagged_values(alone(load), load.observed, load.tagged, load.cycles),
+    "S1": lambda load: cycles(load.targets, load.window, load.observed, workers_count=50),
+    "S2": lambda load: long_line(alone(load), load.window, load.observed, load.waiters),
 }
 WINDOWED: Final = {"P1", "P2", "P3", "P3b", "P7", "P7c"}
 """Those that last as long as they are told."""
@@ -75,18 +95,24 @@ def options() -> argparse.Namespace:
     parser.add_argument("--port", type=int, action="append", required=True)
     parser.add_argument("--server-pid", type=int, action="append", default=[])
     parser.add_argument("--redis-url", help="to ask the Redis behind the servers for its memory")
-    parser.add_argument("--redis-pid", type=int, default=0)
+    parser.add_argument("--redis-pid", type=int, action="append", default=[])
     parser.add_argument("--core", type=int)
     parser.add_argument("--warm-up", type=float, default=0.5)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--waiters", type=int, default=1, help="of S2")
     add_sizes(parser)
     return parser.parse_args()
 
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:
     """How big the long shapes are."""
-    parser.add_argument("--leases", type=int, default=100_000, help="of P5 and P5h")
-    parser.add_argument("--connections", type=int, default=0, help="1,000 leases on each, if 0")
+    parser.add_argument("--leases", type=int, default=100_000, help="of P5, P5h and P6l")
+    parser.add_argument(
+        "--connections",
+        type=int,
+        default=0,
+        help="of P5, P5h and P6l, by default one for 1,000 leases; of P6, by default 10,000",
+    )
     parser.add_argument("--ttl-ms", type=int, default=30_000, help="of P5 and P5h")
     parser.add_argument("--names", type=int, default=1_000_000, help="of M1")
     parser.add_argument("--tagged", type=int, default=100_000, help="values of one tag, of T1")
@@ -98,18 +124,19 @@ def main() -> None:
     asked = options()
     if asked.core is not None:
         pin(0, asked.core)
-    store = Store(asked.redis_url, asked.redis_pid) if asked.redis_url else None
+    store = Store(asked.redis_url, tuple(asked.redis_pid)) if asked.redis_url else None
     observed = Observed(asked.server_pid, store)
     load = Load(
         targets=tuple(Target(asked.host, port, asked.target) for port in asked.port),
         observed=observed,
         window=Window(asked.warm_up, asked.seconds, on_begin=observed.begin),
         leases=asked.leases,
-        connections=asked.connections or -(-asked.leases // 1000),
+        connections=asked.connections,
         ttl_ms=asked.ttl_ms,
         names=asked.names,
         tagged=asked.tagged,
         cycles=asked.cycles,
+        waiters=asked.waiters,
     )
     figures = SHAPES[asked.shape](load)
     print(json.dumps(figures | observed.shares() if asked.shape in WINDOWED else figures))

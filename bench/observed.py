@@ -7,10 +7,12 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import redis
 from attrs import frozen
+
+if TYPE_CHECKING:
+    import redis
 
 Figures = dict[str, float]
 """`rate` is what the shape counts, per second: lock cycles, messages, hand-offs, renewals, ..."""
@@ -40,36 +42,46 @@ def resident_bytes(pid: int) -> float:
     return int(resident.split()[1]) * 1024
 
 
+def client_of(url: str) -> "redis.Redis":
+    """A client of Redis.
+
+    The library takes longer to import than all the rest of a load, and most of them do not need it.
+    """
+    import redis
+
+    return redis.Redis.from_url(url)
+
+
 @frozen
 class Store:
-    """The Redis behind the servers."""
+    """The Redis behind the servers, or the masters of a cluster."""
 
     url: str
-    pid: int
+    pids: tuple[int, ...]
 
     @property
     def used_bytes(self) -> float:
         """The memory it has given out."""
-        with redis.Redis.from_url(self.url) as client:
+        with client_of(self.url) as client:
             return float(client.info("memory")["used_memory"])
 
     @property
     def keys(self) -> int:
         """How many there are, of whatever kind."""
-        with redis.Redis.from_url(self.url) as client:
+        with client_of(self.url) as client:
             keys: int = client.dbsize()
         return keys
 
     @property
     def scripts_run(self) -> int:
         """How many calls of scripts it has answered."""
-        with redis.Redis.from_url(self.url) as client:
+        with client_of(self.url) as client:
             said = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})
         return int(said["calls"])
 
     def commands_during(self, act: Callable[[], None]) -> int:
         """How many commands it is sent while that lasts, by whomever; not those of scripts."""
-        with redis.Redis.from_url(self.url) as watcher, redis.Redis.from_url(self.url) as client:
+        with client_of(self.url) as watcher, client_of(self.url) as client:
             client.ping()
             with watcher.monitor() as monitor:
                 act()
@@ -106,5 +118,5 @@ class Observed:
     def _used_s(self) -> Figures:
         used = {"load_cpu": time.process_time(), "server_cpu": sum(map(cpu_s, self._server_pids))}
         if self.store is not None:
-            used["redis_cpu"] = cpu_s(self.store.pid)
+            used["redis_cpu"] = sum(map(cpu_s, self.store.pids))
         return used

@@ -119,7 +119,7 @@ def running(
             assert store is not None
             port = urlsplit(store.url).port
             assert port is not None
-            yield Running(kind, (Server(HOST, port, store.pid),), None)
+            yield Running(kind, (Server(HOST, port, store.pids[0]),), None)
             return
         command = command_of(kind, [*serve, *options], store_url)
         servers = tuple(
@@ -193,7 +193,8 @@ def measure(shape: str, running: Running, core: int | None, options: Sequence[st
     for server in running.servers:
         command += ["--port", str(server.port), "--server-pid", str(server.pid)]
     if running.store is not None:
-        command += ["--redis-url", running.store.url, "--redis-pid", str(running.store.pid)]
+        command += ["--redis-url", running.store.url]
+        command += [word for pid in running.store.pids for word in ("--redis-pid", str(pid))]
     if core is not None:
         command += ["--core", str(core)]
     done = subprocess.run([*command, *options], stdout=subprocess.PIPE, text=True, check=False)

@@ -53,7 +53,7 @@ def running_redis(core: int | None) -> Iterator[tuple[Store, str]]:
                     pin(process.pid, core)
                 url = f"redis://{HOST}:{port}"
                 wait_for(url, process, log)
-                yield Store(url, process.pid), f"unix://{path}"
+                yield Store(url, (process.pid,)), f"unix://{path}"
             finally:
                 process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):

@@ -42,6 +42,10 @@ def rows_of(shape: str, rounds: Rounds) -> list[Row]:
             return list(hit_rows(shape, rounds))
         case "P5" | "P5h":
             return list(holding_rows(shape, rounds))
+        case "P6":
+            return list(idle_rows(rounds))
+        case "P6l":
+            return list(held_rows(rounds))
         case "M1":
             return list(names_rows(rounds))
         case _:
@@ -146,9 +150,43 @@ def holding_rows(shape: str, rounds: Rounds) -> Iterator[Row]:
             p99 = figure("heartbeat_p99_ms")
             yield row(what="heartbeat's answer, p99", unit="ms", values=p99)
         yield row(what="acquired at the start", unit="1/s", values=figure("acquired"))
-        server, redis = figure("server_lease_bytes"), figure("redis_lease_bytes")
-        yield row(what="memory of a lease, server", unit="bytes", values=server)
-        yield row(what="memory of a lease, Redis", unit="bytes", values=redis)
+        yield from lease_rows(shape, rounds, kind)
+
+
+def idle_rows(rounds: Rounds) -> Iterator[Row]:
+    """P6: what a connection takes."""
+    for kind in rounds:
+        figure = partial(column, rounds, kind)
+        row = partial(Row, "P6", server=KINDS[kind].title)
+        what = f"{figure('connections')[0]:,.0f} idle connections: accepted"
+        yield row(what=what, unit="1/s", values=figure("rate"))
+        each_us = [
+            1e6 * share / rate
+            for share, rate in zip(figure("server_cpu"), figure("rate"), strict=True)
+        ]
+        yield row(what="server's CPU for each", unit="µs", values=each_us)
+        yield row(what="memory of each, server", unit="bytes", values=figure("connection_bytes"))
+
+
+def held_rows(rounds: Rounds) -> Iterator[Row]:
+    """P6l: what a lease takes."""
+    for kind in rounds:
+        figure = partial(column, rounds, kind)
+        row = partial(Row, "P6l", server=KINDS[kind].title)
+        leases, connections = figure("leases")[0], figure("connections")[0]
+        what = f"{leases:,.0f} leases held over {connections:,.0f} connections: acquired"
+        yield row(what=what, unit="1/s", values=figure("rate"))
+        yield from lease_rows("P6l", rounds, kind)
+        yield row(what="leases lost", unit="", values=figure("lost"), goal=NONE)
+
+
+def lease_rows(shape: str, rounds: Rounds, kind: str) -> Iterator[Row]:
+    """The memory of a lease that is held."""
+    for whose, named in (("server", "server"), ("redis", "Redis")):
+        if whose == "server" or KINDS[kind].store == "redis":
+            values = column(rounds, kind, f"{whose}_lease_bytes")
+            what = f"memory of a lease, {named}"
+            yield Row(shape, what, KINDS[kind].title, "bytes", values)
 
 
 def names_rows(rounds: Rounds) -> Iterator[Row]:

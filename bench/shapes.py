@@ -54,15 +54,17 @@ class Window:
         self._warm_up_s = warm_up_s
         self._measure_s = measure_s
         self._on_begin = on_begin
-        self._started = time.monotonic()
+        self._started: float | None = None
         self._began: float | None = None
         self._counted_before = 0
         self.elapsed_s = 0.0
         self.counted = 0
 
     def open(self, counted: int) -> bool:
-        """Whether to go on, given how much has been counted since the start."""
+        """Whether to go on, given how much has been counted. The first call begins the warm-up."""
         now = time.monotonic()
+        if self._started is None:
+            self._started = now
         if self._began is None:
             if now - self._started >= self._warm_up_s:
                 self._on_begin()
@@ -123,6 +125,15 @@ def receive(connection: socket.socket) -> bytes:
 def exchange(connection: socket.socket, wire: Wire, request: bytes) -> bytes:
     """One request and its answer, on a connection that carries nothing else meanwhile."""
     connection.sendall(wire.encode(request))
+    return answer_on(connection, wire)
+
+
+def answer_on(connection: socket.socket, wire: Wire) -> bytes:
+    """The next message, which is to be an answer.
+
+    Raises:
+        Unexpected: it is an error.
+    """
     while not (payloads := wire.feed(receive(connection))):
         pass
     if b'"error"' in payloads[0]:
@@ -134,9 +145,17 @@ def open_session(
     connection: socket.socket, wire: Wire, *, batch: bool, liveness: str = "pong"
 ) -> None:
     """What every client says first."""
+    ask_session(connection, wire, batch=batch, liveness=liveness)
+    answer_on(connection, wire)
+
+
+def ask_session(
+    connection: socket.socket, wire: Wire, *, batch: bool, liveness: str = "pong"
+) -> None:
+    """The same without waiting for the answer."""
     params: dict[str, str | bool] = {"client": "bench", "batch": batch, "liveness": liveness}
     request = {"jsonrpc": "2.0", "id": "open", "method": "session.open", "params": params}
-    exchange(connection, wire, orjson.dumps(request))
+    connection.sendall(wire.encode(orjson.dumps(request)))
 
 
 # --- P1: many workers over one connection -------------------------------------------------------

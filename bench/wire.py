@@ -17,6 +17,11 @@ TEXT: Final = 0x81
 CLOSE: Final = 0x88
 PING: Final = 0x89
 PONG: Final = 0x8A
+GOODBYE: Final = b"\x03\xe8"
+"""1000: the normal end."""
+HEAD_BYTES: Final = 1 << 14
+CLOSE_S: Final = 60.0
+"""A server that has thousands of leases and waiters to give back is busy for a while."""
 
 
 class Closed(ConnectionError):
@@ -181,17 +186,42 @@ def upgrade(connection: socket.socket, host: str, port: int) -> None:
     Raises:
         Closed: when the server answers anything but 101.
     """
+    ask_upgrade(connection, host, port)
+    await_upgrade(connection)
+
+
+def ask_upgrade(connection: socket.socket, host: str, port: int) -> None:
+    """Sends the opening handshake."""
     key = base64.b64encode(os.urandom(16)).decode()
     connection.sendall(
         f"GET / HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n"
         "Sec-WebSocket-Protocol: leasekeeper.v1\r\n\r\n".encode()
     )
+
+
+def await_upgrade(connection: socket.socket) -> None:
+    """Reads the answer to the opening handshake, and nothing of what follows it.
+
+    Raises:
+        Closed: when the server answers anything but 101.
+    """
     answer = b""
     while not answer.endswith(HEADER_END):
-        data = connection.recv(1)  # A byte at a time: what follows the header is not ours to read.
+        data = connection.recv(HEAD_BYTES, socket.MSG_PEEK)
         if not data:
-            raise Closed(f"no WebSocket at {host}:{port}: {answer!r}")
-        answer += data
+            raise Closed(f"no WebSocket: {answer!r}")
+        end = (answer + data).find(HEADER_END)
+        ours = len(data) if end < 0 else end + len(HEADER_END) - len(answer)
+        answer += connection.recv(ours)
     if not answer.startswith(b"HTTP/1.1 101"):
-        raise Closed(f"no WebSocket at {host}:{port}: {answer!r}")
+        raise Closed(f"no WebSocket: {answer!r}")
+
+
+def close(connection: socket.socket) -> None:
+    """Says goodbye, so that all is released at once, and returns when the server has hung up."""
+    connection.settimeout(CLOSE_S)
+    connection.sendall(client_frame(GOODBYE, CLOSE))
+    while connection.recv(HEAD_BYTES):
+        pass
+    connection.close()

@@ -70,7 +70,7 @@ def running_peer_server(name: str, core: int | None) -> Iterator[PeerServer]:
         with running_redis(core) as (store, _):
             port = urlsplit(store.url).port
             assert port is not None
-            yield PeerServer(port, store.pid)
+            yield PeerServer(port, store.pids[0])
         return
     with tempfile.TemporaryDirectory(prefix="leasekeeper-bench-") as directory:
         port = low_port()
