@@ -7,11 +7,13 @@ the buckets are kept in a heap.
 
 from collections.abc import Hashable
 from heapq import heappop, heappush
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from attrs import define, field
 
 K = TypeVar("K", bound=Hashable)
+
+_EMPTY_SPARE: Final = 64
 
 
 @define
@@ -26,9 +28,12 @@ class Deadlines(Generic[K]):
     _bucket_of: dict[K, int] = field(factory=dict, init=False)
     _buckets: dict[int, set[K]] = field(factory=dict, init=False)
     _heap: list[int] = field(factory=list, init=False)
+    _empty: int = field(default=0, init=False)
+    """How many buckets are, at most."""
 
     # Invariants: a bucket number is in the heap exactly once while it is a key of _buckets; an
-    # emptied bucket stays until its time, so that its number is not pushed twice.
+    # emptied bucket stays until its time, so that its number is not pushed twice, or until half of
+    # them are empty.
 
     def __len__(self) -> int:
         return len(self._bucket_of)
@@ -53,13 +58,24 @@ class Deadlines(Generic[K]):
         """Takes the key's deadline away, if it has one."""
         number = self._bucket_of.pop(key, None)
         if number is not None:
-            self._buckets[number].discard(key)
+            bucket = self._buckets[number]
+            bucket.discard(key)
+            if not bucket:
+                self._empty += 1
+                if self._empty > _EMPTY_SPARE and 2 * self._empty > len(self._buckets):
+                    self._sweep()
 
     def next_ms(self) -> int | None:
         """When the earliest key comes due; None if there is none."""
         while self._heap and not self._buckets[self._heap[0]]:
             del self._buckets[heappop(self._heap)]
         return self._heap[0] * self.grain_ms if self._heap else None
+
+    def _sweep(self) -> None:
+        """Or they would pile up until the time of deadlines that are far off, and moved often."""
+        self._buckets = {number: keys for number, keys in self._buckets.items() if keys}
+        self._heap = sorted(self._buckets)
+        self._empty = 0
 
     def pop_due(self, now_ms: int) -> list[K]:
         """Takes out every key whose time has come."""

@@ -18,11 +18,16 @@ server's call grants is held for no longer than its own server's word for it, un
 renews it: a dead server's turn passes by.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from enum import StrEnum
+from functools import partial
+from itertools import islice
+from operator import attrgetter
 
 from attrs import define, evolve, field, frozen
 
+from leasekeeper.core.deadlines import Deadlines
 from leasekeeper.messages import (
     ORIGINAL_WAIT,
     HolderView,
@@ -229,8 +234,8 @@ class Waiter:
 class Lock:
     """The rules of one name.
 
-    It does not read clocks, sleep, make lease ids, know connections, or say who may do what.
-    """
+    However many hold it or wait, a call looks at few; only who begins to wait concerns all holders.
+    It does not read clocks, sleep, make lease ids, know connections, or say who may do what."""
 
     waiting_max: int = 10_000
     fence: int = 0
@@ -238,7 +243,14 @@ class Lock:
     """Counts the changes of holders."""
     events: list[Event] = field(factory=list)
     _holders: dict[str, Holder] = field(factory=dict, repr=False)
-    _queue: dict[str, Waiter] = field(factory=dict, repr=False)
+    _mode: Mode = field(default=Mode.EXCLUSIVE, repr=False)
+    """That of the last grant, and so of every holder."""
+    _limits: dict[int, int] = field(factory=dict, repr=False)
+    """How many holders have each limit."""
+    _ends: Deadlines[str] = field(factory=partial(Deadlines[str], grain_ms=1), repr=False)
+    """When each holder runs out."""
+    _queue: dict[str, Waiter] = field(factory=OrderedDict, repr=False)
+    """A plain dict is slow to find its head where others have left before it."""
 
     # Invariants, whenever a call returns: exclusive and shared holders are never mixed, nor two
     # exclusive ones; no holder's limit is exceeded; a queue's head is alive and does not fit.
@@ -306,7 +318,7 @@ class Lock:
             return Missing()
         if ttl_ms is not None:
             holder.claim = evolve(holder.claim, ttl_ms=ttl_ms)
-        return Renewed(holder.renew(now))
+        return Renewed(self._extend(holder, now))
 
     def release(
         self, lease: str, *, now: Now, by: str | None = None, only_of: str | None = None
@@ -344,7 +356,8 @@ class Lock:
 
     def advance(self, now: Now, *, by: str | None = None) -> None:
         """Lets time pass: expires holders, drops dead waiters at the head, grants what fits."""
-        for holder in [h for h in self._holders.values() if h.expires_ms <= now.ms]:
+        due = [self._holders[lease] for lease in self._ends.pop_due(now.ms)]
+        for holder in sorted(due, key=attrgetter("fence")):
             at_end = holder.expires_ms == holder.hold_until_ms
             self._lose(holder, LostReason.MAX_HOLD if at_end else LostReason.EXPIRED)
         while self._queue:
@@ -362,9 +375,9 @@ class Lock:
 
     def next_ms(self) -> int | None:
         """When time changes something by itself: the first expiry, or the head's last sign."""
-        times = [holder.expires_ms for holder in self._holders.values()]
-        times += [waiter.alive_until_ms for waiter in self._head()]
-        return min(times, default=None)
+        end_ms = self._ends.next_ms()
+        head = next(iter(self._queue.values()), None)
+        return end_ms if head is None or end_ms is None else min(end_ms, head.alive_until_ms)
 
     @property
     def idle(self) -> bool:
@@ -380,7 +393,7 @@ class Lock:
         """What others may see: the first holders and waiters. It changes nothing."""
         return LeaseState(
             name,
-            tuple(self.holders(now))[:holders_max],
+            tuple(islice(self.holders(now), holders_max)),
             tuple(self._waiters(waiting_max, now)),
             len(self._queue),
         )
@@ -403,15 +416,10 @@ class Lock:
         known = self._holders.get(lease) or self._queue.get(lease)
         return known.claim if known else None
 
-    def _head(self) -> Iterator[Waiter]:
-        for waiter in self._queue.values():
-            yield waiter
-            return
-
     def _hold_again(self, lease: str, owner: str | None, now: Now) -> Granted:
         holder = self._holders[lease]
         holder.claim = self._moved(holder.claim, owner)
-        return Granted(holder.fence, holder.renew(now), waited_ms=0)
+        return Granted(holder.fence, self._extend(holder, now), waited_ms=0)
 
     def _queue_again(self, lease: str, owner: str | None, wait_ms: int | None, now: Now) -> Queued:
         waiter = self._queue[lease]
@@ -434,13 +442,10 @@ class Lock:
     def _fits(self, claim: Claim) -> bool:
         if not self._holders:
             return True
-        if claim.mode is Mode.EXCLUSIVE:
+        if claim.mode is Mode.EXCLUSIVE or self._mode is Mode.EXCLUSIVE:
             return False
-        claims = [claim, *(holder.claim for holder in self._holders.values())]
-        limits = [each.limit for each in claims if each.limit is not None]
-        return all(each.mode is Mode.SHARED for each in claims) and (
-            len(claims) <= min(limits, default=len(claims))
-        )
+        limits = [*self._limits, *([] if claim.limit is None else [claim.limit])]
+        return not limits or len(self._holders) < min(limits)
 
     def _grant(
         self, claim: Claim, *, asked_ms: int, now: Now, known_ms: int | None = None
@@ -451,9 +456,13 @@ class Lock:
         until_ms = None if claim.max_hold_ms is None else now.ms + claim.max_hold_ms
         holder = Holder(claim, self.fence, now.ms, now.ms, until_ms)
         self._holders[claim.lease] = holder
+        self._mode = claim.mode
+        if claim.limit is not None:
+            self._limits[claim.limit] = self._limits.get(claim.limit, 0) + 1
         holder.renew(now)
         if known_ms is not None:
             holder.expires_ms = min(holder.expires_ms, known_ms)
+        self._ends.set(claim.lease, holder.expires_ms)
         return Granted(self.fence, holder.expires_ms - now.ms, waited_ms=now.ms - asked_ms)
 
     def _lose(self, holder: Holder, reason: LostReason, detail: str | None = None) -> None:
@@ -461,8 +470,19 @@ class Lock:
         self._leave(claim.lease)
         self.events.append(HolderLost(claim.lease, holder.fence, reason, detail, claim.owner))
 
+    def _extend(self, holder: Holder, now: Now) -> int:
+        """Renews it; returns what is left, in ms."""
+        holder.renew(now)
+        self._ends.set(holder.claim.lease, holder.expires_ms)
+        return holder.expires_ms - now.ms
+
     def _leave(self, lease: str) -> Left:
-        if self._holders.pop(lease, None):
+        if holder := self._holders.pop(lease, None):
+            self._ends.discard(lease)
+            if (limit := holder.claim.limit) is not None:
+                self._limits[limit] -= 1
+                if not self._limits[limit]:
+                    del self._limits[limit]
             self.revision += 1
             return Left.HELD
         return Left.WAITING if self._queue.pop(lease, None) else Left.NOTHING

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from leasekeeper.core.deadlines import Deadlines
 
+DAY_MS = 86_400_000
+
 GRAIN_MS = 10
 
 
@@ -141,3 +143,14 @@ def test_deadlines_agree_with_a_plain_dict(
         assert deadlines.next_ms() == min(model.values(), default=None)
         assert len(deadlines) == len(model)
         assert all((each in deadlines) == (each in model) for each in range(5))
+
+
+def test_deadlines_that_move_on_and_on_leave_nothing_behind() -> None:
+    """A lease of a day that is renewed all the time has one deadline, not one for each renewal."""
+    deadlines = Deadlines[str](grain_ms=1)
+    for ms in range(10_000):
+        deadlines.set("renewed", DAY_MS + ms)
+        deadlines.set("held", DAY_MS)
+    assert len(deadlines._buckets) == len(deadlines._heap) < 200
+    assert deadlines.next_ms() == DAY_MS
+    assert deadlines.pop_due(DAY_MS + 10_000) == ["held", "renewed"]

@@ -132,16 +132,11 @@ class OneTooMany(Lock):
     def _fits(self, claim: Claim) -> bool:
         if claim.limit is not None:
             claim = evolve(claim, limit=claim.limit + 1)
-        holders = self._holders
-        self._holders = {lease: _wider(holder) for lease, holder in holders.items()}
+        limits = self._limits
+        self._limits = {limit + 1: holders for limit, holders in limits.items()}
         fits = super()._fits(claim)
-        self._holders = holders
+        self._limits = limits
         return fits
-
-
-def _wider(holder: Holder) -> Holder:
-    limit = holder.claim.limit
-    return holder if limit is None else evolve(holder, claim=evolve(holder.claim, limit=limit + 1))
 
 
 @define
