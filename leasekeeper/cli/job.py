@@ -3,6 +3,7 @@
 import gc
 import logging
 import re
+import resource
 import sys
 from collections.abc import Awaitable, Callable
 from secrets import token_hex
@@ -24,11 +25,15 @@ from leasekeeper.store.memory import MemoryStore
 if TYPE_CHECKING:
     from leasekeeper.resp.settings import Settings
 
+_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 MEMORY: Final = "memory"
 
+_OTHER_FILES: Final = 100
+"""Open besides the connections of clients."""
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._:-]{1,50}")
 
 
@@ -116,6 +121,7 @@ class Job:
             ConfigurationError: it cannot work.
         """
         _collect_seldom()
+        allow_open_files(self.config.wire.connections)
         server = token_hex(4)
         metrics = Metrics()
         store = self.store.open(server, self.config.limits.waiters_per_name, metrics)
@@ -138,6 +144,22 @@ async def _serve(
         await nursery.start(Admin(server).run, admin)
         await serve(server)
         nursery.cancel_scope.cancel()
+
+
+def allow_open_files(connections: int) -> None:
+    """Raises the soft limit of open files, if it must be, as far as the hard one lets it."""
+    wanted = connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        _log.warning(
+            "too few open files are allowed",
+            connections=connections,
+            open_files=most,
+            advice=f"ulimit -Hn {wanted} before it starts, or LimitNOFILE={wanted} for systemd",
+        )
 
 
 def _collect_seldom() -> None:
