@@ -16,7 +16,7 @@ from attrs import field, frozen
 from leasekeeper.admin.app import Admin
 from leasekeeper.errors import ConfigurationError
 from leasekeeper.server.app import Server
-from leasekeeper.server.config import ServerConfig, TcpAddress
+from leasekeeper.server.config import ServerConfig, TcpAddress, WireLimits
 from leasekeeper.service.keeper import Keeper
 from leasekeeper.service.metrics import Metrics
 from leasekeeper.store.api import Store
@@ -121,7 +121,7 @@ class Job:
             ConfigurationError: it cannot work.
         """
         _collect_seldom()
-        allow_open_files(self.config.wire.connections)
+        allow_open_files(self.config.wire)
         server = token_hex(4)
         metrics = Metrics()
         store = self.store.open(server, self.config.limits.waiters_per_name, metrics)
@@ -146,9 +146,9 @@ async def _serve(
         nursery.cancel_scope.cancel()
 
 
-def allow_open_files(connections: int) -> None:
+def allow_open_files(wire: WireLimits) -> None:
     """Raises the soft limit of open files, if it must be, as far as the hard one lets it."""
-    wanted = connections + _OTHER_FILES
+    wanted = wire.connections + wire.handshakes + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -156,7 +156,7 @@ def allow_open_files(connections: int) -> None:
     if most < wanted:
         _log.warning(
             "too few open files are allowed",
-            connections=connections,
+            connections=wire.connections,
             open_files=most,
             advice=f"ulimit -Hn {wanted} before it starts, or LimitNOFILE={wanted} for systemd",
         )

@@ -28,20 +28,20 @@ def serving(soft: int, hard: int, *options: str) -> Iterator["subprocess.Popen[b
 
 
 def test_the_soft_limit_is_raised_as_far_as_the_connections_need() -> None:
-    with serving(128, 1000, "--connections", "500") as process:
-        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (600, 1000)
+    with serving(128, 1000, "--connections", "500", "--handshakes", "50") as process:
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (650, 1000)
 
 
 def test_a_limit_that_is_high_enough_stays() -> None:
-    with serving(900, 1000, "--connections", "500") as process:
+    with serving(900, 1000, "--connections", "500", "--handshakes", "50") as process:
         assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (900, 1000)
 
 
 def test_a_hard_limit_that_is_too_low_is_told_with_what_to_do() -> None:
-    with serving(128, 300, "--connections", "500") as process:
+    with serving(128, 300, "--connections", "500", "--handshakes", "50") as process:
         assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (300, 300)
         assert process.stderr is not None
         said = json.loads(first_line(process.stderr))
     assert said["event"] == "too few open files are allowed"
     assert (said["open_files"], said["connections"]) == (300, 500)
-    assert "ulimit -Hn 600" in said["advice"]
+    assert "ulimit -Hn 650" in said["advice"]
