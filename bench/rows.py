@@ -22,6 +22,8 @@ SERVED: Final = Goal("<= 150", lambda ms: ms <= 150)
 INVALIDATED: Final = Goal("< 5", lambda ms: ms < 5)
 FLAT: Final = Goal("<= 4", lambda growth: growth <= 4)
 """Bytes; what is kept for good takes at least ten times as many."""
+ACCEPTED: Final = Goal(">= 500", lambda rate: rate >= 500)
+IDLE: Final = Goal("<= 40 KiB", lambda size: size <= 40 * 1024)
 ONE: Final = Goal("1", lambda count: count == 1, is_law=True)
 AT_MOST_ONE: Final = Goal("<= 1", lambda count: count <= 1, is_law=True)
 NONE: Final = Goal("0", lambda count: count == 0, is_law=True)
@@ -159,13 +161,18 @@ def idle_rows(rounds: Rounds) -> Iterator[Row]:
         figure = partial(column, rounds, kind)
         row = partial(Row, "P6", server=KINDS[kind].title)
         what = f"{figure('connections')[0]:,.0f} idle connections: accepted"
-        yield row(what=what, unit="1/s", values=figure("rate"))
+        yield row(what=what, unit="1/s", values=figure("rate"), goal=ACCEPTED)
         each_us = [
             1e6 * share / rate
             for share, rate in zip(figure("server_cpu"), figure("rate"), strict=True)
         ]
         yield row(what="server's CPU for each", unit="µs", values=each_us)
-        yield row(what="memory of each, server", unit="bytes", values=figure("connection_bytes"))
+        yield row(
+            what="memory of each, server",
+            unit="bytes",
+            values=figure("connection_bytes"),
+            goal=IDLE,
+        )
 
 
 def held_rows(rounds: Rounds) -> Iterator[Row]:
