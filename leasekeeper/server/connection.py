@@ -292,12 +292,14 @@ class Connection:
             self._start_answering(requests)
 
     async def _pause_now_and_then(self) -> None:
+        """For others, and for who writes: a peer that reads what it asked for is not slow."""
         self._in_a_row += 1
-        if self._in_a_row % _IN_A_ROW_MAX == 0:
-            if self._outbox.is_half_full:
-                self._outbox.let_go(self._write_now)
+        if self._outbox.is_half_full:
+            self._outbox.let_go(self._write_now)
             await trio.lowlevel.checkpoint()
             self._outbox.hold()
+        elif self._in_a_row % _IN_A_ROW_MAX == 0:
+            await trio.lowlevel.checkpoint()
 
     def _answer_now(self, request: Request, sink: Sink, answer: Callable[[], Result]) -> None:
         try:

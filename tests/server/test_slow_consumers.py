@@ -131,6 +131,22 @@ async def test_a_watcher_that_reads_is_no_slow_consumer_whatever_others_do(
         await watcher.call("lease.inspect", name="b")
 
 
+async def test_a_reader_who_asks_for_much_at_once_is_no_slow_consumer() -> None:
+    """Law L13: it asks for a little more than may wait, and reads some of it meanwhile."""
+    async with serving() as served:
+        crowd = await served.connect()
+        for mode in ("shared", "exclusive"):
+            for _ in range(0, 100, 25):
+                shown = {"name": "a", "mode": mode, "label": "😀" * 255, "wait_ms": None}
+                await crowd.send([crowd.request("lease.acquire", **shown) for _ in range(25)])
+        await crowd.call("lease.inspect", name="a")
+        peer = await served.connect("tcp", batch=True)
+        asks = [peer.request("lease.inspect", name="a") for _ in range(20)]
+        await peer.send(asks)
+        for ask in asks:
+            assert len((await peer.answer(ask["id"]))["holders"]) == 100
+
+
 @pytest.mark.parametrize("batch", [False, True])
 async def test_the_answers_of_one_batch_are_bounded_too(
     batch: bool, autojump_clock: MockClock
