@@ -1,6 +1,7 @@
 """How the tests of one name speak of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView, Iterator, ValuesView
+from typing import NoReturn, TypeVar
 
 from leasekeeper.core.lock import (
     Claim,
@@ -18,6 +19,23 @@ TTL_MS = 1000
 START_US = 1_700_000_000_000_000
 
 Call = Callable[[Lock, Now], object]
+T = TypeVar("T")
+
+
+class Unwalked(dict[str, T]):
+    """Many things that may be looked up by their lease, but not walked through."""
+
+    def _refuse(self) -> NoReturn:
+        raise AssertionError("a call walks through all of them")
+
+    def __iter__(self) -> Iterator[str]:
+        self._refuse()
+
+    def values(self) -> ValuesView[T]:  # type: ignore[override]
+        self._refuse()
+
+    def items(self) -> ItemsView[str, T]:  # type: ignore[override]
+        self._refuse()
 
 
 def at(ms: int, us: int | None = None) -> Now:

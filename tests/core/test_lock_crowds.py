@@ -1,30 +1,11 @@
 """Many who hold one name, or wait for it: a call looks at few of them (L12, L13)."""
 
-from collections.abc import ItemsView, Iterator, ValuesView
-from typing import NoReturn
-
 import pytest
 
-from leasekeeper.core.lock import Busy, Granted, Holder, Left, Lock, Queued, Renewed
-from tests.core.locks import ANN, BEN, TTL_MS, at, exclusive, hold, queue, shared
+from leasekeeper.core.lock import Busy, Granted, Left, Lock, Queued, Renewed
+from tests.core.locks import ANN, BEN, TTL_MS, Unwalked, at, exclusive, hold, queue, shared
 
 CROWD = 1000
-
-
-class Unwalked(dict[str, Holder]):
-    """Holders that may be looked up, but not walked through."""
-
-    def _refuse(self) -> NoReturn:
-        raise AssertionError("a call walks all holders")
-
-    def __iter__(self) -> Iterator[str]:
-        self._refuse()
-
-    def values(self) -> ValuesView[Holder]:  # type: ignore[override]
-        self._refuse()
-
-    def items(self) -> ItemsView[str, Holder]:  # type: ignore[override]
-        self._refuse()
 
 
 @pytest.fixture

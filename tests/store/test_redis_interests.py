@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from attrs import define, field
+from trio.testing import MockClock
 
 from leasekeeper.core.lock import Claim, HolderLost, WaiterGranted
 from leasekeeper.messages import LeaseState
@@ -12,6 +13,7 @@ from leasekeeper.store.api import Changed, StoreEvent
 from leasekeeper.store.redis.calling import Caller
 from leasekeeper.store.redis.interests import Interests
 from leasekeeper.store.redis.looking import Looking
+from tests.core.locks import Unwalked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,3 +101,32 @@ async def test_who_has_only_begun_to_watch_is_not_told_of_a_change() -> None:
     assert not seen.events
     await seen.looking._look_for_watcher("n")
     assert [type(each.what) for each in seen.events] == [Changed]
+
+
+async def test_a_step_of_one_does_not_walk_through_what_all_others_hold() -> None:
+    """L13: thousands may share a name, and each is renewed, and comes and goes."""
+    interests = Interests(lambda _: None)
+    for number in range(1000):
+        interests.hold("n", Claim(f"{number}", 30_000, owner="a.1"), FENCE + number, 30_000)
+    interests["n"].holdings = Unwalked(interests["n"].holdings)
+    interests.hold("n", Claim(LEASE, 30_000, owner="a.1"), FENCE + 1000, 20_000)
+    interests.extend("n", LEASE, 10_000)
+    interests.extend("n", LEASE, 30_000)
+    interests.leave("n", LEASE)
+    interests.lose("n", "0")
+
+
+async def test_the_first_that_runs_out_is_looked_at_in_time(autojump_clock: MockClock) -> None:
+    """L5: whatever came, went, and was renewed meanwhile."""
+    due: list[float] = []
+    interests = Interests(lambda _: due.append(trio.current_time()))
+    began = trio.current_time()
+    interests.hold("n", Claim("gone", 5_000, owner="a.1"), FENCE, 5_000)
+    interests.hold("n", Claim("renewed", 5_000, owner="a.1"), FENCE + 1, 5_000)
+    interests.hold("n", Claim("cut", 30_000, owner="a.1"), FENCE + 2, 30_000)
+    interests.leave("n", "gone")
+    interests.extend("n", "renewed", 20_000)
+    interests.extend("n", "cut", 10_000)
+    with trio.move_on_after(12):
+        await interests.run()
+    assert due == [pytest.approx(began + 10, abs=0.05)]

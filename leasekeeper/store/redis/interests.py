@@ -9,7 +9,7 @@ from typing import Final
 
 from attrs import define, field
 
-from leasekeeper.core.lock import Claim
+from leasekeeper.core.lock import Claim, HolderLost, Moved
 from leasekeeper.messages import Key
 from leasekeeper.store.alarms import Alarms, trio_ms
 
@@ -136,7 +136,7 @@ class Interests:
         interest.given_back.pop(claim.lease, None)
         now_ms = trio_ms()
         interest.holdings[claim.lease] = Holding(claim, fence, now_ms, now_ms + ttl_ms)
-        self.settle(name)
+        self.settle(name, now_ms + ttl_ms)
 
     def extend(self, name: str, lease: str, ttl_ms: int) -> None:
         """Renewed, for `ttl_ms` from now."""
@@ -144,7 +144,7 @@ class Interests:
         if interest and (holding := interest.holdings.get(lease)):
             expires_ms, holding.expires_ms = holding.expires_ms, trio_ms() + ttl_ms
             if holding.expires_ms < expires_ms:
-                self.settle(name)
+                self.settle(name, holding.expires_ms)
 
     def watch(self, name: str) -> None:
         """Somebody here watches it."""
@@ -165,6 +165,24 @@ class Interests:
             interest.given_back.pop(lease, None)
             interest.doubted.discard(lease)
             self.settle(name)
+
+    def gone(self, name: str, what: HolderLost | Moved) -> bool:
+        """It was lost, or moved, unless the lease id has been asked for, or granted, again since.
+
+        Whether the name should be looked at: nobody here knew of the grant that was lost.
+        """
+        interest = self._names.get(name)
+        holding = interest and interest.holdings.get(what.lease)
+        waiting = interest and interest.waiters.get(what.lease)
+        if isinstance(what, Moved):
+            stale = (holding.claim if holding else waiting) or None
+            if stale is not None and stale.owner == what.owner:
+                self.leave(name, what.lease)
+        elif holding and holding.fence <= what.fence:
+            self.leave(name, what.lease)
+        elif waiting and not holding:
+            return True
+        return False
 
     def give_back(self, name: str, lease: str, fence: int) -> None:
         """A waiter was granted it, and is not told: it waits on."""
@@ -197,25 +215,32 @@ class Interests:
             if interest.waiters:
                 in_ms = min(in_ms, LOOK_MS)
             interest.look_ms = trio_ms() + in_ms
-            self.settle(name)
+            self.settle(name, interest.look_ms)
 
     def postpone(self, name: str, ms: int) -> None:
         """Redis could not be asked: it is looked at again in `ms`."""
         if interest := self._names.get(name):
             interest.look_ms = interest.not_before_ms = trio_ms() + ms
-            self.settle(name)
+            self.settle(name, interest.look_ms)
 
-    def settle(self, name: str) -> None:
-        """Sets the alarm of a name that has changed, or forgets the name."""
+    def settle(self, name: str, at_ms: int | None = None) -> None:
+        """Sees that the alarm of a name that has changed is not later than `at_ms`, or forgets it.
+
+        What is gone does not put the alarm off: it is early then, and nobody has to go through
+        all that is held of a name that thousands share.
+        """
         interest = self._names[name]
         if interest.idle:
             del self._names[name]
             self._alarms.discard(name)
             return
-        next_ms = interest.next_ms()
-        if next_ms is not None and (interest.alarm_ms is None or next_ms < interest.alarm_ms):
-            interest.alarm_ms = next_ms
-            self._alarms.set(name, next_ms)
+        if interest.alarm_ms is None:
+            at_ms = interest.next_ms()
+        elif at_ms is not None:
+            at_ms = max(at_ms, interest.not_before_ms)
+        if at_ms is not None and (interest.alarm_ms is None or at_ms < interest.alarm_ms):
+            interest.alarm_ms = at_ms
+            self._alarms.set(name, at_ms)
 
     def _ring(self, name: str) -> None:
         interest = self._names[name]

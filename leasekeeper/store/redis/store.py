@@ -411,24 +411,11 @@ class RedisStore:
             case StoreEvent(name, WaiterGranted() as granted):
                 self._on_granted(name, granted)
             case StoreEvent(name, HolderLost() | Moved() as gone):
-                self._forget(name, gone)
+                if self._interests.gone(name, gone):
+                    self._looking.look_soon(name)
                 self._on_event(event)
             case _:
                 self._on_event(event)
-
-    def _forget(self, name: str, gone: HolderLost | Moved) -> None:
-        """Unless the lease id has been asked for, or granted, again since."""
-        interest = self._interests.find(name)
-        holding = interest and interest.holdings.get(gone.lease)
-        waiting = interest and interest.waiters.get(gone.lease)
-        if isinstance(gone, Moved):
-            stale = (holding.claim if holding else waiting) or None
-            if stale is not None and stale.owner == gone.owner:
-                self._interests.leave(name, gone.lease)
-        elif holding and holding.fence <= gone.fence:
-            self._interests.leave(name, gone.lease)
-        elif waiting and not holding:  # it was granted, and nobody knew
-            self._looking.look_soon(name)
 
     def _on_granted(self, name: str, granted: WaiterGranted) -> None:
         """A waiter of this server got it: told at once, or when replicas have it."""
