@@ -121,7 +121,7 @@ class Job:
             ConfigurationError: it cannot work.
         """
         _collect_seldom()
-        allow_open_files(self.config.wire)
+        _allow_open_files(self.config.wire)
         server = token_hex(4)
         metrics = Metrics()
         store = self.store.open(server, self.config.limits.waiters_per_name, metrics)
@@ -146,7 +146,7 @@ async def _serve(
         nursery.cancel_scope.cancel()
 
 
-def allow_open_files(wire: WireLimits) -> None:
+def _allow_open_files(wire: WireLimits) -> None:
     """Raises the soft limit of open files, if it must be, as far as the hard one lets it."""
     wanted = wire.connections + wire.handshakes + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -235,7 +235,8 @@ class Lock:
     """The rules of one name.
 
     However many hold it or wait, a call looks at few; only who begins to wait concerns all holders.
-    It does not read clocks, sleep, make lease ids, know connections, or say who may do what."""
+    It does not read clocks, sleep, make lease ids, know connections, or say who may do what.
+    """
 
     waiting_max: int = 10_000
     fence: int = 0

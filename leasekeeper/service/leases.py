@@ -136,9 +136,7 @@ class Leases:
 
         async def acquire() -> Answer:
             tenure.is_ours = True
-            is_first = tenure.claim is claim
-            owner = self._own(tenure)
-            owned = tenure.claim if is_first else claim.owned_by(owner)
+            owned = claim.owned_by(self._own(tenure))
             return await self.store.acquire(ask.name, owned, wait=ask.wait_ms != 0)
 
         return await self._obtain(tenure, acquire, alone=alone)

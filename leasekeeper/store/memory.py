@@ -215,10 +215,9 @@ class MemoryStore:
             self._alarms.discard(name)
         else:
             self._alarms.set(name, next_ms)
-        if lock.events:
-            for event in lock.events:
-                self._on_event(StoreEvent(name, event))
-            lock.events.clear()
+        for event in lock.events:
+            self._on_event(StoreEvent(name, event))
+        lock.events.clear()
         if name in self._watched and lock.revision != before:
             state = lock.state(
                 name, holders_max=_WATCH_VIEW_MAX, waiting_max=_WATCH_VIEW_MAX, now=now
