@@ -19,7 +19,7 @@ settings.register_profile("local", max_examples=100, deadline=None)
 settings.register_profile("fast", max_examples=20, deadline=None)
 # The same examples in every run: a red build is a change's fault, and prints how to repeat it.
 settings.register_profile(
-    "ci", max_examples=60, deadline=None, derandomize=True, print_blob=True, database=None
+    "ci", max_examples=100, deadline=None, derandomize=True, print_blob=True, database=None
 )
 settings.register_profile("nightly", max_examples=10_000, deadline=None, print_blob=True)
 

@@ -27,9 +27,6 @@ def no_unforeseen_failures(failures: list[str]) -> Iterator[None]:
             failures.append(f"{event['event']}\n{traceback.format_exc()}")
         raise structlog.DropEvent
 
-    before = structlog.get_config()
-    # A logger that is kept from its first use on would tell a test of long ago.
-    structlog.configure(processors=[note], cache_logger_on_first_use=False)
+    structlog.configure(processors=[note])
     yield
-    structlog.configure(**before)
     assert not failures, "\n".join(failures)
