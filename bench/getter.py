@@ -28,6 +28,7 @@ from leasekeeper.server.app import Server
 from leasekeeper.server.config import ServerConfig, TcpAddress
 from leasekeeper.service.keeper import Keeper
 from leasekeeper.service.session import Session
+from leasekeeper.service.waiting import Waiting
 from leasekeeper.store.memory import MemoryStore
 
 TTL_MS: Final = 3_600_000
@@ -40,7 +41,7 @@ class Getter(Keeper):
 
     client: Client
 
-    async def handle(self, session: Session, params: Params) -> Result:
+    async def begin(self, session: Session, params: Params) -> Result | Waiting:
         """One command for one request; all that is not about the cache as ever."""
         match params:
             case CacheGet(key=key):
@@ -51,7 +52,7 @@ class Getter(Keeper):
                 await self.client.command("SET", key, text)
                 return Done()
             case _:
-                return await super().handle(session, params)
+                return await super().begin(session, params)
 
 
 async def serve(url: str) -> None:

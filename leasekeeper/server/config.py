@@ -93,6 +93,9 @@ class WireLimits:
     outbox_bytes: int = bound(
         4 * 1024 * 1024, "what may wait to be read by a client before it is closed with 4001"
     )
+    outbox_values_bytes: int = bound(
+        64 * 1024 * 1024, "cached values that a client asked for and that wait for room in it"
+    )
     requests_outstanding: int = bound(2_000, "unanswered requests of one connection")
 
     handshake_ms: int = bound(5_000, "for the HTTP upgrade and, where one is wanted, the token")

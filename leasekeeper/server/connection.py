@@ -5,29 +5,24 @@
     └── requests
         ├── _keep_alive       pings, and what a pong means
         ├── _expect_token     where one is wanted
-        └── _answer_backlog   one task for each request that waits, and one for the others
+        └── ...               a task for each request that waits, and one for the others
 
-What the store answers without waiting is answered by who reads, and written by it. Requests start
-in the order in which they came, and none waits for another. When reading ends, for whatever reason,
-the session is detached first, so that the requests cancelled after it know that their client is
-gone.
+What the store answers without waiting is answered by who reads, and written by it; all else is
+left to `Requests`. When reading ends, for whatever reason, the session is detached first, so that
+the requests cancelled after it know that their client is gone.
 """
 
 import hmac
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-import structlog
 import trio
 from attrs import define, field
 
 from leasekeeper.errors import (
     CLEAN_CLOSES,
-    Cancelled,
     CloseCode,
-    InternalError,
     InvalidRequest,
     LimitReached,
     RpcError,
@@ -36,20 +31,21 @@ from leasekeeper.errors import (
 from leasekeeper.messages import (
     TTL_MAX_MS,
     TTL_MIN_MS,
-    CancelAnswer,
+    CacheHit,
     LeaseChanged,
     Notification,
     RequestId,
     Result,
-    RpcCancel,
     SessionOpen,
     SessionOpened,
 )
 from leasekeeper.server.config import ServerConfig
 from leasekeeper.server.outbox import Outbox
+from leasekeeper.server.requests import IN_A_ROW_MAX, Answer, Requests, Sink
 from leasekeeper.server.transport import Closed, WebSocket
 from leasekeeper.service.keeper import Keeper
 from leasekeeper.service.session import Session
+from leasekeeper.service.waiting import Waiting
 from leasekeeper.version import VERSION
 from leasekeeper.wire.codec import (
     BATCH_REQUESTS_MAX,
@@ -62,27 +58,9 @@ from leasekeeper.wire.codec import (
     join,
 )
 
-_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
-
 PROTOCOL_VERSION: Final = 1
 _FRAME_BYTES: Final = 256 * 1024
 """Messages are joined into one frame up to about this size."""
-
-_IN_A_ROW_MAX: Final = 16
-"""After so many requests of one connection, the others get their turn."""
-
-Sink = Callable[[bytes], None]
-
-
-@define(eq=False)
-class _Outstanding:
-    """A request that has not been answered yet."""
-
-    request: Request
-    sink: Sink
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
-    finished: trio.Event = field(factory=trio.Event)
-    was_cancelled: bool = False
 
 
 @define(eq=False)
@@ -115,20 +93,18 @@ class Connection:
     _close_reason: str = field(default="", init=False)
     _reading: trio.CancelScope = field(factory=trio.CancelScope, init=False)
     _ping_wanted: trio.Event = field(factory=trio.Event, init=False)
-    _backlog: deque[_Outstanding] = field(factory=deque, init=False)
-    _outstanding: dict[RequestId, _Outstanding] = field(factory=dict, init=False)
-    _unanswered: int = field(default=0, init=False)
+    _requests: Requests = field(init=False)
+    _last_value: bytes = field(default=b"", init=False)
+    """Of the last answer that waits for room in the outbox."""
     _kept_bytes: int = field(default=0, init=False)
     """Answers that wait for the others of their batch."""
     _answered: set[RequestId] = field(factory=set, init=False)
     """The ids of this frame's requests that were answered at once."""
     _in_a_row: int = field(default=0, init=False)
     """Counts requests that were answered at once."""
-    _answering: bool = field(default=False, init=False)
-    """Whether a task is about to take the head of the backlog."""
 
     def __attrs_post_init__(self) -> None:
-        self._outbox = Outbox(self.config.wire.outbox_bytes)
+        self._outbox = Outbox(self.config.wire.outbox_bytes, self.config.wire.outbox_values_bytes)
         self.socket.on_owed = self._outbox.nudge
 
     async def run(self) -> None:
@@ -143,6 +119,9 @@ class Connection:
             async with trio.open_nursery() as writing:
                 writing.start_soon(self._write)
                 async with trio.open_nursery() as requests:
+                    self._requests = Requests(
+                        self.keeper, self.session, requests, lambda: self._reading.cancel_called
+                    )
                     try:
                         clean = await self._read(requests)
                     finally:
@@ -150,6 +129,7 @@ class Connection:
                         # leases are not yet in their grace.
                         self.socket.stop_reading()
                         self.keeper.detach(self.session, clean=clean)
+                        self._requests.withdraw_all()
                         requests.cancel_scope.cancel()
                 writing.cancel_scope.deadline = (
                     trio.current_time() + self.config.wire.close_ms / 1000
@@ -184,10 +164,24 @@ class Connection:
         self._outbox.finish(drop=True)
         self.close_soon(CloseCode.SLOW_CONSUMER, "too much waits to be read")
 
-    def _put_later(self, batch: "_BatchAnswer", answer: bytes) -> None:
+    def _answer(self, request_id: RequestId, answer: Answer) -> None:
+        """A message of its own. The value of a cached key is written when it can be read."""
+        if not isinstance(answer, CacheHit):
+            self._put(_encoded(request_id, answer))
+            return
+        value = answer.value.text
+        kept_bytes = 0 if value is self._last_value else len(value)  # many have the same
+        self._last_value = value
+        if not self._outbox.put_later(partial(_encoded, request_id, answer), kept_bytes):
+            self._refuse_more()
+
+    def _answer_in_batch(
+        self, batch: "_BatchAnswer", request_id: RequestId, answer: Answer
+    ) -> None:
         """Keeps an answer until its batch is complete."""
-        self._kept_bytes += len(answer)
-        if batch.put(answer):
+        encoded = _encoded(request_id, answer)
+        self._kept_bytes += len(encoded)
+        if batch.put(encoded):
             self._kept_bytes -= sum(map(len, batch.answers))
             self._put(join(batch.answers))
         elif self._kept_bytes > self.config.wire.outbox_bytes:
@@ -235,7 +229,7 @@ class Connection:
                     self._outbox.hold()
                     try:
                         self.keeper.alive(self.session)
-                        await self._take(decode_frame(text), requests)
+                        await self._take(decode_frame(text))
                     finally:
                         if not self.socket.has_message:
                             self._outbox.let_go(self._write_now)
@@ -251,17 +245,17 @@ class Connection:
         if not self.authenticated:
             self.close_soon(CloseCode.UNAUTHENTICATED, "no token came in time")
 
-    async def _take(self, frame: Frame, requests: trio.Nursery) -> None:
-        sink: Sink = self._put
+    async def _take(self, frame: Frame) -> None:
+        sink: Sink = self._answer
         if frame.batch and not self._batch:
             answered = sum(request.answered for request in frame.requests)
-            sink = partial(self._put_later, _BatchAnswer(answered))
+            sink = partial(self._answer_in_batch, _BatchAnswer(answered))
         self._answered.clear()
         for request in frame.requests:
-            await self._begin(request, sink if request.answered else _drop, requests)
+            await self._begin(request, sink if request.answered else _drop)
 
-    async def _begin(self, request: Request, sink: Sink, requests: trio.Nursery) -> None:
-        """Answers at once what needs no waiting, and starts a task for everything else."""
+    async def _begin(self, request: Request, sink: Sink) -> None:
+        """Answers at once what needs no waiting, and begins everything else."""
         params = request.params
         if self._reading.cancel_called and self.authenticated:
             return  # it is being sent away
@@ -271,25 +265,21 @@ class Connection:
             return
         most = self.config.wire.requests_outstanding
         if isinstance(params, RpcError):
-            sink(encode_error(request.id, params))
+            sink(request.id, params)
         elif request.id is not None and (
-            request.id in self._outstanding or request.id in self._answered
+            request.id in self._requests or request.id in self._answered
         ):
-            problem = InvalidRequest("a request with this id is outstanding")
-            sink(encode_error(request.id, problem))
-        elif self._unanswered >= most:
-            sink(encode_error(request.id, LimitReached("requests_outstanding", most)))
-        elif not (self._backlog or self._answering) and self.keeper.answers_at_once(params):
+            sink(request.id, InvalidRequest("a request with this id is outstanding"))
+        elif self._requests.unanswered >= most:
+            sink(request.id, LimitReached("requests_outstanding", most))
+        elif not self._requests.is_behind and self.keeper.answers_at_once(params):
             self._answered.add(request.id)
-            sink(await self._answer_to(request))
+            answer = await self._requests.carry_out(request)
+            assert not isinstance(answer, Waiting)
+            sink(request.id, answer)
             await self._pause_now_and_then()
         else:
-            outstanding = _Outstanding(request, sink)
-            if request.id is not None:
-                self._outstanding[request.id] = outstanding
-            self._unanswered += 1
-            self._backlog.append(outstanding)
-            self._start_answering(requests)
+            self._requests.add(request, sink)
 
     async def _pause_now_and_then(self) -> None:
         """For others, and for who writes: a peer that reads what it asked for is not slow."""
@@ -298,14 +288,14 @@ class Connection:
             self._outbox.let_go(self._write_now)
             await trio.lowlevel.checkpoint()
             self._outbox.hold()
-        elif self._in_a_row % _IN_A_ROW_MAX == 0:
+        elif self._in_a_row % IN_A_ROW_MAX == 0:
             await trio.lowlevel.checkpoint()
 
     def _answer_now(self, request: Request, sink: Sink, answer: Callable[[], Result]) -> None:
         try:
-            sink(encode_result(request.id, answer()))
+            sink(request.id, answer())
         except RpcError as error:
-            sink(encode_error(request.id, error))
+            sink(request.id, error)
 
     def _open(self, params: object) -> SessionOpened:
         if not self.authenticated:
@@ -352,76 +342,18 @@ class Connection:
             },
         )
 
-    # --- Requests -----------------------------------------------------------------------------
-
-    def _start_answering(self, requests: trio.Nursery) -> None:
-        if not self._answering:
-            self._answering = True
-            requests.start_soon(self._answer_backlog, requests)
-
-    async def _answer_backlog(self, requests: trio.Nursery) -> None:
-        """Answers requests from the head of the backlog, one after the other.
-
-        A successor stands by, and goes on with the next request as soon as this one has to wait.
-        So requests reach the store in the order in which they came, and as long as none waits
-        they all need but two tasks.
-        """
-        self._answering = False
-        in_a_row = 0
-        while self._backlog and not self._reading.cancel_called and self.session.attached:
-            outstanding = self._backlog.popleft()
-            if self._backlog:
-                self._start_answering(requests)
-            try:
-                await self._answer(outstanding)
-            finally:
-                outstanding.finished.set()
-                self._unanswered -= 1
-                if self._outstanding.get(outstanding.request.id) is outstanding:
-                    del self._outstanding[outstanding.request.id]
-            in_a_row += 1
-            if in_a_row % _IN_A_ROW_MAX == 0:
-                await trio.lowlevel.checkpoint()
-
-    async def _answer(self, outstanding: _Outstanding) -> None:
-        request, answer = outstanding.request, b""
-        with outstanding.scope:
-            answer = await self._answer_to(request)
-        if outstanding.scope.cancelled_caught:
-            outstanding.was_cancelled = True
-            answer = encode_error(request.id, Cancelled())
-        outstanding.sink(answer)
-
-    async def _answer_to(self, request: Request) -> bytes:
-        try:
-            return encode_result(request.id, await self._carry_out(request))
-        except RpcError as error:
-            return encode_error(request.id, error)
-        except Exception:
-            _log.exception("request failed", request=type(request.params).__name__)
-            return encode_error(request.id, InternalError())
-
-    async def _carry_out(self, request: Request) -> Result:
-        params = request.params
-        assert not isinstance(params, RpcError)
-        if isinstance(params, RpcCancel):
-            return await self._cancel(params.id)
-        return await self.keeper.handle(self.session, params)
-
-    async def _cancel(self, request_id: RequestId) -> CancelAnswer:
-        outstanding = self._outstanding.get(request_id)
-        if outstanding is None or isinstance(outstanding.request.params, RpcCancel):
-            return CancelAnswer(cancelled=False)
-        outstanding.scope.cancel()
-        await outstanding.finished.wait()
-        return CancelAnswer(cancelled=outstanding.was_cancelled)
-
 
 def token_fits(config: ServerConfig, token: str | None) -> bool:
     """Whether this token opens the server; compared in constant time."""
     if config.token is None:
         return True
     return token is not None and hmac.compare_digest(config.token.encode(), token.encode())
+
+
+def _encoded(request_id: RequestId, answer: Answer) -> bytes:
+    if isinstance(answer, RpcError):
+        return encode_error(request_id, answer)
+    return encode_result(request_id, answer)
 
 
 def _frames(messages: list[bytes], *, joined: bool) -> list[bytes]:
@@ -439,5 +371,5 @@ def _frames(messages: list[bytes], *, joined: bool) -> list[bytes]:
     return [join(frame) for frame in frames]
 
 
-def _drop(_: bytes) -> None:
+def _drop(_: RequestId, __: Answer) -> None:
     """Where answers to notifications go."""

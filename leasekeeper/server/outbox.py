@@ -1,5 +1,6 @@
 """What waits to be written to one peer."""
 
+from collections import deque
 from collections.abc import Callable
 
 import trio
@@ -14,8 +15,12 @@ class Outbox:
     """
 
     bytes_max: int
+    later_bytes_max: int
+    """Of what `put_later` keeps besides."""
     _messages: list[bytes] = field(factory=list, init=False)
     _bytes: int = field(default=0, init=False)
+    _later: deque[tuple[Callable[[], bytes], int]] = field(factory=deque, init=False)
+    _later_bytes: int = field(default=0, init=False)
     _newest: dict[str, int] = field(factory=dict, init=False)
     """Where in the queue the newest message of a kind is."""
     _finished: bool = field(default=False, init=False)
@@ -35,6 +40,29 @@ class Outbox:
         if self._finished:
             return True
         fits = not self.is_half_full
+        self._add(message, replaces)
+        return fits or self._bytes <= self.bytes_max
+
+    def put_later(self, encode: Callable[[], bytes], kept_bytes: int) -> bool:
+        """Queues a message that the others may overtake: it is encoded once there is room.
+
+        Args:
+            encode: makes the message.
+            kept_bytes: what is kept in memory for it until then, and for no other.
+
+        Returns:
+            False if too much is kept by now.
+        """
+        if self._finished:
+            return True
+        if not (self._later or self.is_half_full):
+            self._add(encode(), None)
+            return True
+        self._later.append((encode, kept_bytes))
+        self._later_bytes += kept_bytes
+        return self._later_bytes <= self.later_bytes_max
+
+    def _add(self, message: bytes, replaces: str | None) -> None:
         at = self._newest.get(replaces) if replaces else None
         if at is not None and self.is_half_full:
             self._bytes -= len(self._messages[at])
@@ -46,7 +74,6 @@ class Outbox:
         self._bytes += len(message)
         if not self._held:
             self._filled.set()
-        return fits or self._bytes <= self.bytes_max
 
     @property
     def is_half_full(self) -> bool:
@@ -58,6 +85,7 @@ class Outbox:
         self._finished = True
         if drop:
             self._messages.clear()
+            self._later.clear()
         self._filled.set()
 
     def hold(self) -> None:
@@ -88,4 +116,8 @@ class Outbox:
     def _take(self) -> list[bytes]:
         messages, self._messages, self._bytes = self._messages, [], 0
         self._newest.clear()
+        while self._later and not self.is_half_full:
+            encode, kept_bytes = self._later.popleft()
+            self._later_bytes -= kept_bytes
+            self._add(encode(), None)
         return messages

@@ -9,6 +9,7 @@ whoever loads it. A fill whose session ends is given up at once, and one of thos
 whatever server, gets it in its place.
 """
 
+import math
 from collections.abc import Awaitable, Callable
 from random import Random
 from secrets import token_hex
@@ -19,7 +20,7 @@ import trio
 from attrs import define, field
 
 from leasekeeper.core.fills import Ask, Content, Seen
-from leasekeeper.errors import Busy, LimitReached, Outcome, RpcError, Unavailable
+from leasekeeper.errors import Busy, LimitReached, Outcome, Unavailable
 from leasekeeper.messages import (
     CacheFail,
     CacheFill,
@@ -34,6 +35,7 @@ from leasekeeper.messages import (
 )
 from leasekeeper.service.desks import (
     LOOK_MS,
+    Answer,
     Caller,
     Desk,
     Offer,
@@ -43,7 +45,7 @@ from leasekeeper.service.desks import (
 )
 from leasekeeper.service.limits import Limits
 from leasekeeper.service.metrics import Metrics
-from leasekeeper.service.nesting import Nesting, within_of
+from leasekeeper.service.nesting import Nesting, Within, within_of
 from leasekeeper.service.session import GrantedFill, Session
 from leasekeeper.store.alarms import Alarms, trio_ms
 from leasekeeper.store.caches import CacheStore
@@ -65,11 +67,14 @@ class Caches:
     random: Random = field(factory=Random, repr=False)
     _desks: dict[str, Desk] = field(factory=dict, init=False, repr=False)
     _alarms: Alarms[str] = field(init=False, repr=False)
+    _waits: Alarms[Caller] = field(init=False, repr=False)
+    """When those who wait want to hear that it is in vain."""
     _nesting: Nesting = field(init=False, repr=False)
     _nursery: trio.Nursery | None = field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._alarms = Alarms(self.news)
+        self._waits = Alarms(self._wait_is_over)
         self._nesting = Nesting(self.store, self.metrics)
 
     async def run(self) -> None:
@@ -77,6 +82,7 @@ class Caches:
         cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self._waits.run)
             try:
                 await self._alarms.run()
             finally:
@@ -89,14 +95,36 @@ class Caches:
     # --- Requests -----------------------------------------------------------------------------
 
     async def get(self, session: Session, ask: CacheGet) -> CacheHit | CacheToFill | CacheNegative:
-        """A value, or the fill of it.
+        """A value, or the fill of it: `begin`, and waits.
 
         Raises:
             Busy: the wait is over, and somebody else still loads it; or nobody does, and the
                 caller cannot.
             FillFailed: whoever loaded it has failed, and it is not to be tried again yet.
+            As `begin`.
+
+        Cancellation:
+            A fill that was granted meanwhile is given up.
+        """
+        begun = await self.begin(session, ask)
+        if not isinstance(begun, Caller):
+            return begun
+        try:
+            await begun.answered()
+        except trio.Cancelled:
+            begun.withdraw()
+            raise
+        return begun.result()
+
+    async def begin(
+        self, session: Session, ask: CacheGet
+    ) -> CacheHit | CacheToFill | CacheNegative | Caller:
+        """A value, or the fill of it, or who will be told: one `Caller` costs less than a task.
+
+        Raises:
             Deadlock: who loads it waits for what the caller is loading.
             LimitReached, Unavailable: as the contract says.
+            As `get`, if it is known at once.
 
         Cancellation:
             A fill that was granted meanwhile is given up.
@@ -108,29 +136,17 @@ class Caches:
             desk = self._desks[ask.key] = Desk(ask.key)
         if len(desk.callers) >= self.limits.waiters_per_key:
             raise LimitReached("waiters_per_key", self.limits.waiters_per_key)
-        caller = Caller(session, ask)
+        caller = Caller(session, ask, self._withdraw)
         desk.enter(caller)
         try:
-            while desk.owes_a_look(caller):
-                if desk.looking:
-                    await desk.seen.wait()
-                else:
-                    await self._look(desk)
-            self._count(caller)
-            if caller.answer is None and ask.wait_ms != 0:
-                await self._wait(desk, caller)
-            answer = caller.answer or self._busy(desk)
-            if isinstance(answer, RpcError):
-                raise answer.with_traceback(None)  # many may be told by the same one
-            if isinstance(answer, CacheToFill):
-                await self._is_to_load(caller, answer)
-            return answer
-        except trio.Cancelled:
-            self._withdraw(caller)
+            if not desk.looking:
+                await self._look(desk)
+            if within := within_of(ask):
+                await self._nested(desk, caller, within)
+        except BaseException:
+            caller.withdraw()
             raise
-        finally:
-            desk.leave(caller)
-            self._tidy(desk)
+        return caller if caller.answer is None else caller.result()
 
     async def fill(self, session: Session, ask: CacheFill) -> CacheFilled:
         """Stores what was loaded, if it is not too old. The fill is over.
@@ -203,20 +219,19 @@ class Caches:
             desk.again = True
         elif desk.callers:
             await self._look(desk)
-        self._tidy(desk)
 
     async def _look(self, desk: Desk) -> None:
         """One look for all who are there when it begins. Nobody else looks meanwhile.
 
         Cancellation:
-            Those for whom it was look themselves.
+            There will be another look for those for whom it was.
         """
-        fresh, offer = desk.begin(), desk.offer(self.limits.fills_per_session)
+        first_for, offer = desk.begin(), desk.offer(self.limits.fills_per_session)
         ask = Ask(
             fill=offer.fill if offer else None,
             fill_ms=offer.granted.fill_ms if offer else 0,
             owner=self.server,
-            early=early_of(max(1, len(fresh)), self.random),
+            early=early_of(max(1, first_for), self.random),
             server=self.server,
             jitter=self.random.random(),
         )
@@ -226,23 +241,26 @@ class Caches:
             if offer and problem.outcome is Outcome.UNKNOWN:
                 self._give_up_soon(desk.key, offer.fill, offer.granted, died=False)
             for caller in desk.waiting():
-                caller.settle(problem)
+                self._settle(desk, caller, problem)
         except BaseException:
             if offer:
                 self._give_up_soon(desk.key, offer.fill, offer.granted, died=False)
-            desk.unseen = fresh | desk.unseen
+            desk.undo()
             self._alarms.set(desk.key, trio_ms())
             raise
         else:
             settled = is_settled(seen)
             if settled:
                 self._decide(desk, offer, seen)
-            if not settled or any(caller.answer is None for caller in desk.callers):
+            if not settled or desk.callers:
                 self._plan(desk, seen)
         finally:
-            desk.end()
-        if desk.again:
+            unanswered = desk.end()
+        for caller in unanswered:
+            self._begin_wait(desk, caller)
+        if desk.again or desk.unseen:
             self.news(desk.key)
+        self._tidy(desk)
 
     def _decide(self, desk: Desk, offer: Offer | None, seen: Seen) -> None:
         """Answers whom it can."""
@@ -257,13 +275,13 @@ class Caches:
             stale_ok = caller.ask.stale_ok
             answer = answer_from(seen, stale_ok=stale_ok, fill=fill) if fill else alike[stale_ok]
             if answer is not None:
-                caller.settle(answer)
                 self._count_grant(caller, answer)
+                self._settle(desk, caller, answer)
 
     def _hand_over(self, desk: Desk, offer: Offer) -> bool:
         """The fill was granted. Whether there is still somebody to have it."""
         caller = offer.caller
-        if caller.answer is None and caller in desk.callers and caller.session.attached:
+        if caller in desk.callers and caller.session.attached:
             caller.session.fills[desk.key, offer.fill] = offer.granted
             return True
         self._give_up_soon(desk.key, offer.fill, offer.granted, died=False)
@@ -286,29 +304,59 @@ class Caches:
 
     # --- Waiting ------------------------------------------------------------------------------
 
-    async def _wait(self, desk: Desk, caller: Caller) -> None:
-        within = within_of(caller.ask)
+    def _begin_wait(self, desk: Desk, caller: Caller) -> None:
+        """The first look had no answer for it."""
+        self._count(caller)
+        if caller.ask.wait_ms == 0:
+            self._settle(desk, caller, self._busy(desk))
+            return
+        caller.waits = True
         self.metrics.cache_waiting.inc()
-        try:
-            if within:
-                await self._nesting.refuse_cycle(within, desk.key)
-            with trio.move_on_at(caller.until):
-                await caller.called.wait()
-        except trio.Cancelled:
-            if within:
-                self._in_background(self._nesting.unmark, within)
-            raise
-        finally:
+        if caller.until < math.inf:
+            self._waits.set(caller, math.ceil(caller.until * 1000))
+
+    def _wait_is_over(self, caller: Caller) -> None:
+        desk = self._desks[caller.ask.key]
+        self._settle(desk, caller, self._busy(desk))
+
+    def _settle(self, desk: Desk, caller: Caller, answer: Answer) -> None:
+        first = desk.owes_a_look(caller)
+        self._leave(desk, caller)
+        caller.settle(answer)
+        if first:
+            self._count(caller)
+
+    def _leave(self, desk: Desk, caller: Caller) -> None:
+        desk.leave(caller)
+        self._tidy(desk)
+        if caller.waits:
+            caller.waits = False
+            self._waits.discard(caller)
             self.metrics.cache_waiting.dec()
             self.metrics.cache_wait.observe(trio.current_time() - caller.since)
-        if within:
-            await self._nesting.unmark(within)
 
-    async def _is_to_load(self, caller: Caller, answer: CacheToFill) -> None:
+    async def _nested(self, desk: Desk, caller: Caller, within: Within) -> None:
+        """Waits for the answer of one that is loading another key meanwhile."""
+        while desk.owes_a_look(caller):
+            if desk.looking:
+                await desk.seen.wait()
+            else:
+                await self._look(desk)
+        if caller.answer is None:
+            try:
+                await self._nesting.refuse_cycle(within, desk.key)
+                await caller.answered()
+            except trio.Cancelled:
+                self._in_background(self._nesting.unmark, within)
+                raise
+            await self._nesting.unmark(within)
+        if isinstance(caller.answer, CacheToFill):
+            await self._is_to_load(caller, caller.answer, within)
+
+    async def _is_to_load(self, caller: Caller, answer: CacheToFill, within: Within) -> None:
         """Within another load: that one waits until this is over."""
-        within = within_of(caller.ask)
         granted = caller.session.fills.get((caller.ask.key, answer.fill))
-        if within and granted:
+        if granted:
             granted.within = within
             await self._nesting.mark(within, caller.ask.key)
 
@@ -338,6 +386,8 @@ class Caches:
     def _withdraw(self, caller: Caller) -> None:
         """Its request was cancelled: a fill that it was granted is somebody else's."""
         key, answer = caller.ask.key, caller.answer
+        if desk := self._desks.get(key):
+            self._leave(desk, caller)
         fill = None
         if isinstance(answer, CacheToFill):
             fill = answer.fill

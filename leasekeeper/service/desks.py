@@ -6,6 +6,7 @@ one: so every answer comes from a look that began after its caller had asked, an
 """
 
 import math
+from collections.abc import Callable
 from random import Random
 from secrets import token_hex
 from typing import Final
@@ -25,6 +26,7 @@ from leasekeeper.messages import (
     Refresh,
 )
 from leasekeeper.service.session import GrantedFill, Session, wait_until
+from leasekeeper.service.waiting import Waiting
 
 Answer = CacheHit | CacheToFill | CacheNegative | RpcError
 
@@ -33,19 +35,21 @@ LOOK_MS: Final = 1500
 
 
 @define(eq=False)
-class Caller:
+class Caller(Waiting):
     """One `cache.get` that has not been answered."""
 
     session: Session
     ask: CacheGet
+    _withdraw: Callable[["Caller"], None]
     since: float = field(factory=trio.current_time)
     until: float = field(init=False)
     """When its wait is over, by Trio's clock."""
     waited: bool = False
     """Whether it was there when somebody else was to load the value."""
+    waits: bool = False
+    """Whether it was seen, and waits for another look."""
     answer: Answer | None = None
-    called: trio.Event = field(factory=trio.Event)
-    """Set when it has its answer."""
+    _tell: Callable[[Answer], object] | None = field(default=None, init=False)
 
     @until.default
     def _until(self) -> float:
@@ -55,7 +59,31 @@ class Caller:
         """Its answer, if it has none yet."""
         if self.answer is None:
             self.answer = answer
-            self.called.set()
+            if self._tell is not None:
+                self._tell(answer)
+
+    def when_answered(self, tell: Callable[[Answer], object]) -> None:
+        """See `Waiting`."""
+        assert self.answer is None
+        self._tell = tell
+
+    def withdraw(self) -> None:
+        """See `Waiting`."""
+        self._withdraw(self)
+
+    async def answered(self) -> None:
+        """Returns once it has its answer."""
+        if self.answer is None:
+            told = trio.Event()
+            self.when_answered(lambda _: told.set())
+            await told.wait()
+
+    def result(self) -> CacheHit | CacheToFill | CacheNegative:
+        """Its answer, or raises it: many may be told by the same one."""
+        assert self.answer is not None
+        if isinstance(self.answer, RpcError):
+            raise self.answer.with_traceback(None)
+        return self.answer
 
 
 @define(eq=False)
@@ -87,19 +115,27 @@ class Desk:
 
     def leave(self, caller: Caller) -> None:
         """It has its answer, or has given up."""
-        for where in (self.callers, self.unseen, self._being_seen, self._loaders):
-            where.pop(caller, None)
+        self.callers.pop(caller, None)
+        self.unseen.pop(caller, None)
+        self._being_seen.pop(caller, None)
+        self._loaders.pop(caller, None)
 
-    def begin(self) -> dict[Caller, None]:
-        """A look begins; returns those for whom it is the first."""
+    def begin(self) -> int:
+        """A look begins; returns for how many it is the first."""
         self.looking, self.again, self.seen = True, False, trio.Event()
         self._being_seen, self.unseen = self.unseen, {}
-        return self._being_seen
+        return len(self._being_seen)
 
-    def end(self) -> None:
-        """The look is over."""
+    def undo(self) -> None:
+        """The look has come to nothing: another will be the first for them."""
+        self._being_seen, self.unseen = {}, self._being_seen | self.unseen
+
+    def end(self) -> list[Caller]:
+        """The look is over; returns those for whom it was the first, and who have no answer."""
+        unanswered = list(self._being_seen)
         self.looking, self._being_seen = False, {}
         self.seen.set()
+        return unanswered
 
     def owes_a_look(self, caller: Caller) -> bool:
         """Whether no look that began after this caller had come is over."""
@@ -107,12 +143,12 @@ class Desk:
 
     def waiting(self) -> list[Caller]:
         """Those who were there when the last look began, and have no answer."""
-        return [c for c in self.callers if c.answer is None and c not in self.unseen]
+        return [caller for caller in self.callers if caller not in self.unseen]
 
     def offer(self, fills_max: int) -> "Offer | None":
         """Who is to load the value, if it has to be: who has waited longest, and can."""
         for caller in self._loaders:
-            if caller.answer is None and len(caller.session.fills) < fills_max:
+            if len(caller.session.fills) < fills_max:
                 return Offer(caller, token_hex(16), GrantedFill(caller.ask.fill_ms))
         return None
 

@@ -62,6 +62,7 @@ from leasekeeper.service.limits import Limits
 from leasekeeper.service.metrics import Metrics
 from leasekeeper.service.session import Session, SessionEvent
 from leasekeeper.service.together import acquire_all
+from leasekeeper.service.waiting import Waiting
 from leasekeeper.service.writes import Writes
 from leasekeeper.store.alarms import Alarms, trio_ms
 from leasekeeper.store.api import Changed, Event, Store, StoreEvent
@@ -171,6 +172,15 @@ class Keeper:
         if isinstance(params, LeaseAcquire):
             return params.wait_ms == 0
         return isinstance(params, _WITHOUT_WAIT)
+
+    async def begin(self, session: Session, params: Params) -> Result | Waiting:
+        """Carries out one request, as `handle`, or says who will be told of its end.
+
+        Whoever waits for a cached value needs no task meanwhile.
+        """
+        if isinstance(params, CacheGet) and session.attached:
+            return await self.caches.begin(session, params)
+        return await self.handle(session, params)
 
     async def handle(self, session: Session, params: Params) -> Result:
         """Carries out one request.

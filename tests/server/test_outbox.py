@@ -7,14 +7,14 @@ from leasekeeper.server.outbox import Outbox
 
 
 async def test_take_gets_all_that_waits_in_order() -> None:
-    outbox = Outbox(100)
+    outbox = Outbox(100, 100)
     for message in (b"a", b"b", b"c"):
         assert outbox.put(message)
     assert await outbox.take() == [b"a", b"b", b"c"]
 
 
 async def test_take_waits_for_something(autojump_clock: MockClock) -> None:
-    outbox, taken = Outbox(100), list[list[bytes] | None]()
+    outbox, taken = Outbox(100, 100), list[list[bytes] | None]()
 
     async def take_twice() -> None:
         taken.append(await outbox.take())
@@ -32,21 +32,21 @@ async def test_take_waits_for_something(autojump_clock: MockClock) -> None:
 
 
 async def test_past_the_bound_it_says_no_and_not_before() -> None:
-    outbox = Outbox(10)
+    outbox = Outbox(10, 100)
     assert outbox.put(b"12345")
     assert outbox.put(b"67890")
     assert not outbox.put(b"!")
 
 
 async def test_the_bound_counts_what_waits_not_what_went() -> None:
-    outbox = Outbox(10)
+    outbox = Outbox(10, 100)
     for _ in range(5):
         assert outbox.put(b"1234567890")
         assert await outbox.take() == [b"1234567890"]
 
 
 async def test_finished_it_still_gives_what_was_queued_and_then_the_end() -> None:
-    outbox = Outbox(10)
+    outbox = Outbox(10, 100)
     outbox.put(b"a")
     outbox.finish(drop=False)
     outbox.put(b"too late")
@@ -56,14 +56,14 @@ async def test_finished_it_still_gives_what_was_queued_and_then_the_end() -> Non
 
 
 async def test_finished_and_dropped_it_is_empty() -> None:
-    outbox = Outbox(10)
+    outbox = Outbox(10, 100)
     outbox.put(b"a")
     outbox.finish(drop=True)
     assert await outbox.take() is None
 
 
 async def test_finish_wakes_the_one_who_takes(autojump_clock: MockClock) -> None:
-    outbox = Outbox(10)
+    outbox = Outbox(10, 100)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(outbox.take)
         await wait_all_tasks_blocked()
@@ -71,7 +71,7 @@ async def test_finish_wakes_the_one_who_takes(autojump_clock: MockClock) -> None
 
 
 async def test_a_cancelled_take_loses_nothing(autojump_clock: MockClock) -> None:
-    outbox = Outbox(10)
+    outbox = Outbox(10, 100)
     with trio.move_on_after(1):
         await outbox.take()
     outbox.put(b"a")
@@ -83,7 +83,7 @@ async def test_a_cancelled_take_loses_nothing(autojump_clock: MockClock) -> None
 
 async def test_a_nudge_wakes_who_takes(autojump_clock: MockClock) -> None:
     """There is something to write that is not in the outbox."""
-    outbox = Outbox(100)
+    outbox = Outbox(100, 100)
     outbox.nudge()
     assert await outbox.take() == []
     with trio.move_on_after(1) as scope:
@@ -95,7 +95,7 @@ async def test_a_nudge_wakes_who_takes(autojump_clock: MockClock) -> None:
 
 
 async def test_held_it_wakes_nobody_until_it_is_let_go(autojump_clock: MockClock) -> None:
-    outbox, taken = Outbox(100), list[list[bytes] | None]()
+    outbox, taken = Outbox(100, 100), list[list[bytes] | None]()
 
     async def take() -> None:
         taken.append(await outbox.take())
@@ -113,7 +113,7 @@ async def test_held_it_wakes_nobody_until_it_is_let_go(autojump_clock: MockClock
 
 
 async def test_what_is_sent_when_it_is_let_go_is_not_there_any_more() -> None:
-    outbox, sent = Outbox(10), list[bytes]()
+    outbox, sent = Outbox(10, 100), list[bytes]()
 
     def send(messages: list[bytes]) -> bool:
         sent.extend(messages)
@@ -129,7 +129,7 @@ async def test_what_is_sent_when_it_is_let_go_is_not_there_any_more() -> None:
 
 
 async def test_let_go_it_overtakes_nobody() -> None:
-    outbox = Outbox(100)
+    outbox = Outbox(100, 100)
     outbox.put(b"a")
     outbox.hold()
     outbox.put(b"b")
@@ -138,17 +138,86 @@ async def test_let_go_it_overtakes_nobody() -> None:
 
 
 async def test_held_it_is_bounded_too() -> None:
-    outbox = Outbox(10)
+    outbox = Outbox(10, 100)
     outbox.hold()
     assert outbox.put(b"1234567890")
     assert not outbox.put(b"!")
 
 
 async def test_held_or_not_the_end_is_told() -> None:
-    outbox = Outbox(100)
+    outbox = Outbox(100, 100)
     outbox.hold()
     outbox.put(b"a")
     outbox.finish(drop=False)
     assert await outbox.take() == [b"a"]
     outbox.let_go(lambda _: True)
     assert await outbox.take() is None
+
+
+# --- Later: messages that are encoded once there is room ------------------------------------------
+
+
+async def test_what_is_put_later_comes_at_once_if_there_is_room() -> None:
+    outbox = Outbox(100, 100)
+    assert outbox.put_later(lambda: b"a", 1)
+    assert outbox.put(b"b")
+    assert await outbox.take() == [b"a", b"b"]
+
+
+async def test_what_waits_for_room_is_encoded_when_there_is_some_and_in_order() -> None:
+    outbox, encoded = Outbox(10, 100), list[bytes]()
+
+    def later(message: bytes) -> bool:
+        def encode() -> bytes:
+            encoded.append(message)
+            return message
+
+        return outbox.put_later(encode, len(message))
+
+    messages = [b"123456", b"abcdef", b"ABC", b"DEF"]
+    for message in messages:
+        assert later(message)
+    assert encoded == [b"123456"]
+    assert outbox.put(b"!")
+    assert await outbox.take() == [b"123456", b"!"]
+    assert await outbox.take() == [b"abcdef"]
+    assert await outbox.take() == [b"ABC", b"DEF"]
+    assert encoded == messages
+
+
+async def test_what_waits_for_room_is_bounded_by_what_it_keeps() -> None:
+    outbox = Outbox(10, 10)
+    assert outbox.put(b"1234567890")
+    assert outbox.put_later(lambda: b"a" * 1000, 10)
+    for _ in range(1000):
+        assert outbox.put_later(lambda: b"a" * 1000, 0)
+    assert not outbox.put_later(lambda: b"b", 1)
+
+
+async def test_what_waited_and_went_does_not_count() -> None:
+    outbox = Outbox(10, 10)
+    for _ in range(3):
+        assert outbox.put(b"1234567890")
+        assert outbox.put_later(lambda: b"a", 10)
+        assert await outbox.take() == [b"1234567890"]
+        assert await outbox.take() == [b"a"]
+
+
+async def test_at_the_end_what_waits_for_room_still_comes_unless_all_is_dropped() -> None:
+    for drop, left in ((False, [[b"1234567890"], [b"a"], None]), (True, [None])):
+        outbox = Outbox(10, 10)
+        outbox.put(b"1234567890")
+        outbox.put_later(lambda: b"a", 1)
+        outbox.finish(drop=drop)
+        assert outbox.put_later(lambda: b"too late", 1)
+        for expected in left:
+            assert await outbox.take() == expected
+
+
+async def test_held_what_waits_for_room_is_not_forgotten() -> None:
+    outbox = Outbox(10, 10)
+    outbox.hold()
+    outbox.put(b"1234567890")
+    outbox.put_later(lambda: b"a", 1)
+    outbox.let_go(lambda _: True)
+    assert await outbox.take() == [b"a"]
