@@ -19,10 +19,13 @@ ZOOKEEPER_JAR: Final = Path("/usr/share/java/zookeeper.jar")
 """Where Debian has it."""
 GO: Final = HERE / "go"
 GO_LOCKS: Final = GO / "build" / "locks"
+JAVA: Final = HERE / "java"
+JAVA_LOCKS: Final = JAVA / "build" / "locks.jar"
 
 PYTHON: Final = "uv sync --inexact --group bench"
 REDIS: Final = "apt-get install redis-server"
 BUILD_GO: Final = "go build -C bench/peers/go -o build/locks ."
+BUILD_JAVA: Final = "mvn -q -f bench/peers/java package"
 LOCKS: Final = ("P1", "P2", "P3")
 CACHE: Final = ("P4",)
 
@@ -42,6 +45,12 @@ def go_version(module: str) -> Callable[[], str]:
         return match[1] if match else "?"
 
     return wanted
+
+
+def redisson_version() -> str:
+    """That of the client, as `pom.xml` wants it."""
+    match = re.search(r"<redisson\.version>(.+?)<", (JAVA / "pom.xml").read_text())
+    return match[1] if match else "?"
 
 
 def etcd_version() -> str:
@@ -127,6 +136,26 @@ PEERS: Final = {
         programs=["redis-server"],
         files=[GO_LOCKS],
         installed_by=[REDIS, BUILD_GO],
+    ),
+    "redisson": Peer(
+        "Redisson's Lock, Java",
+        LOCKS,
+        server="redis",
+        version=redisson_version,
+        load=["java", "-jar", str(JAVA_LOCKS), "redisson"],
+        programs=["redis-server", "java"],
+        files=[JAVA_LOCKS],
+        installed_by=[REDIS, BUILD_JAVA],
+    ),
+    "redisson-fair": Peer(
+        "Redisson's FairLock, Java",
+        LOCKS,
+        server="redis",
+        version=redisson_version,
+        load=["java", "-jar", str(JAVA_LOCKS), "redisson-fair"],
+        programs=["redis-server", "java"],
+        files=[JAVA_LOCKS],
+        installed_by=[REDIS, BUILD_JAVA],
     ),
     "live-mutex": Peer(
         "live-mutex",
