@@ -27,8 +27,7 @@ func (l redsyncLock) release() error {
 	return err
 }
 
-// openRedsync makes mutexes over one Redis, with the defaults but for the TTL and for how often they
-// try.
+// openRedsync makes mutexes over one Redis, with the defaults but for the TTL and how often to try.
 func openRedsync(address string, names []string, apart bool) ([]lock, error) {
 	locks := make([]lock, len(names))
 	var client *redis.Client

@@ -54,8 +54,8 @@ func cpuOf(pid int) (float64, error) {
 	return (user + system) / ticksASecond, err
 }
 
-// during runs the workers until the time is over; what one of them fails with ends it all. `counted`
-// says how far they are.
+// during runs the workers until the time is over; what one of them fails with ends it all.
+// `counted` says how far they are.
 func (w *window) during(
 	workers int, work func(place int) error, counted func() int64,
 ) (figures, error) {
