@@ -27,7 +27,7 @@ final class RedissonLocks {
 
   private RedissonLocks() {}
 
-  /** Locks of these names: over a client for each, or all over one with as many connections. */
+  /** Locks of these names: over a client for each, or all over one. */
   static List<Lock> open(String peer, int port, List<String> names, boolean apart) {
     // Each client would have 32 threads for its connections. On one core, one thread costs least.
     int cores = Runtime.getRuntime().availableProcessors();
@@ -37,7 +37,7 @@ final class RedissonLocks {
     RedissonClient client = null;
     for (var name : names) {
       if (client == null || apart) {
-        client = client(port, apart ? 1 : names.size(), loops, executor);
+        client = client(port, loops, executor);
       }
       boolean fair = peer.equals("redisson-fair");
       locks.add(locked(fair ? client.getFairLock(name) : client.getLock(name)));
@@ -45,15 +45,18 @@ final class RedissonLocks {
     return locks;
   }
 
-  private static RedissonClient client(
-      int port, int connections, EventLoopGroup loops, ExecutorService executor) {
+  /**
+   * A client with one connection, beside that for pub/sub. Commands share it: only a pool of ten or
+   * more reserves one for each command, which takes half as much CPU again.
+   */
+  private static RedissonClient client(int port, EventLoopGroup loops, ExecutorService executor) {
     var config = new Config();
     config.setEventLoopGroup(loops).setExecutor(executor);
     config
         .useSingleServer()
         .setAddress("redis://127.0.0.1:" + port)
-        .setConnectionMinimumIdleSize(connections)
-        .setConnectionPoolSize(connections);
+        .setConnectionMinimumIdleSize(1)
+        .setConnectionPoolSize(1);
     return Redisson.create(config);
   }
 
