@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from attrs import frozen
 
 from bench.observed import Figures, Store
-from bench.peers.catalogue import HERE, PEERS
+from bench.peers.catalogue import PEERS
 from bench.peers.servers import PeerNotStarted, on_core, running_peer_server
 from bench.pinning import Cores, pin
 from bench.redises import HOST, running_redis
@@ -212,10 +212,7 @@ def measure_peer(
     Raises:
         LoadFailed: it failed under the load, or the load has not ended after a long time.
     """
-    if peer == "live-mutex":
-        load = ["node", str(HERE / "live_mutex.mjs")]
-    else:
-        load = [sys.executable, "-m", "bench.peers.load", "--peer", peer]
+    load = PEERS[peer].load or [sys.executable, "-m", "bench.peers.load", "--peer", peer]
     command = [*load, shape, "--port", str(server.port), "--server-pid", str(server.pid), *options]
     with on_core(core):
         try:

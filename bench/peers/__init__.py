@@ -4,5 +4,6 @@
 starts what they talk to. `load` is the process that makes the load: `adapters` are the locks, each
 with an acquire and a release, and `tasks` and `threads` drive them, for a library has one colour or
 the other; `line` times the hand-offs of P3. `live_mutex.mjs` is the same for a peer that is written
-in JavaScript. `herd` is P4, for caches. None of these packages is needed to install leasekeeper.
+in JavaScript, `go` and `java` for those in Go and Java. `herd` is P4, for caches. None of these
+packages is needed to install leasekeeper.
 """

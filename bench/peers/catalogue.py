@@ -17,8 +17,15 @@ HERE: Final = Path(__file__).parent
 LIVE_MUTEX: Final = HERE / "node_modules" / "live-mutex"
 ZOOKEEPER_JAR: Final = Path("/usr/share/java/zookeeper.jar")
 """Where Debian has it."""
+GO: Final = HERE / "go"
+GO_LOCKS: Final = GO / "build" / "locks"
+JAVA: Final = HERE / "java"
+JAVA_LOCKS: Final = JAVA / "build" / "locks.jar"
 
 PYTHON: Final = "uv sync --inexact --group bench"
+REDIS: Final = "apt-get install redis-server"
+BUILD_GO: Final = "go build -C bench/peers/go -o build/locks ."
+BUILD_JAVA: Final = "mvn -q -f bench/peers/java package"
 LOCKS: Final = ("P1", "P2", "P3")
 CACHE: Final = ("P4",)
 
@@ -26,6 +33,24 @@ CACHE: Final = ("P4",)
 def version_of(distribution: str) -> Callable[[], str]:
     """That of a Python package."""
     return lambda: importlib.metadata.version(distribution)
+
+
+def go_version(module: str) -> Callable[[], str]:
+    """That of a Go module, as `go.mod` wants it."""
+
+    def wanted() -> str:
+        match = re.search(
+            rf"^\t{re.escape(module)} v(\S+)", (GO / "go.mod").read_text(), re.MULTILINE
+        )
+        return match[1] if match else "?"
+
+    return wanted
+
+
+def redisson_version() -> str:
+    """That of the client, as `pom.xml` wants it."""
+    match = re.search(r"<redisson\.version>(.+?)<", (JAVA / "pom.xml").read_text())
+    return match[1] if match else "?"
 
 
 def etcd_version() -> str:
@@ -57,6 +82,8 @@ class Peer:
     server: str
     """What it talks to: `redis`, `etcd`, `zookeeper` or `live-mutex`."""
     version: Callable[[], str]
+    load: Sequence[str] = ()
+    """What makes the load, if not `bench.peers.load`; the shape and its options come after it."""
     modules: Sequence[str] = ()
     """What Python must be able to import."""
     programs: Sequence[str] = ()
@@ -79,7 +106,7 @@ PEERS: Final = {
         server="redis",
         version=version_of("redis"),
         programs=["redis-server"],
-        installed_by=["apt-get install redis-server"],
+        installed_by=[REDIS],
     ),
     "python-redis-lock": Peer(
         "python-redis-lock, threads",
@@ -88,13 +115,54 @@ PEERS: Final = {
         version=version_of("python-redis-lock"),
         modules=["redis_lock"],
         programs=["redis-server"],
-        installed_by=["apt-get install redis-server", PYTHON],
+        installed_by=[REDIS, PYTHON],
+    ),
+    "redsync": Peer(
+        "redsync, Go",
+        LOCKS,
+        server="redis",
+        version=go_version("github.com/go-redsync/redsync/v4"),
+        load=[str(GO_LOCKS), "redsync"],
+        programs=["redis-server"],
+        files=[GO_LOCKS],
+        installed_by=[REDIS, BUILD_GO],
+    ),
+    "rueidislock": Peer(
+        "rueidislock, Go",
+        LOCKS,
+        server="redis",
+        version=go_version("github.com/redis/rueidis"),
+        load=[str(GO_LOCKS), "rueidislock"],
+        programs=["redis-server"],
+        files=[GO_LOCKS],
+        installed_by=[REDIS, BUILD_GO],
+    ),
+    "redisson": Peer(
+        "Redisson's Lock, Java",
+        LOCKS,
+        server="redis",
+        version=redisson_version,
+        load=["java", "-jar", str(JAVA_LOCKS), "redisson"],
+        programs=["redis-server", "java"],
+        files=[JAVA_LOCKS],
+        installed_by=[REDIS, BUILD_JAVA],
+    ),
+    "redisson-fair": Peer(
+        "Redisson's FairLock, Java",
+        LOCKS,
+        server="redis",
+        version=redisson_version,
+        load=["java", "-jar", str(JAVA_LOCKS), "redisson-fair"],
+        programs=["redis-server", "java"],
+        files=[JAVA_LOCKS],
+        installed_by=[REDIS, BUILD_JAVA],
     ),
     "live-mutex": Peer(
         "live-mutex",
         LOCKS,
         server="live-mutex",
         version=live_mutex_version,
+        load=["node", str(HERE / "live_mutex.mjs")],
         programs=["node"],
         files=[LIVE_MUTEX],
         installed_by=["npm install --prefix bench/peers --ignore-scripts --no-package-lock"],
@@ -125,7 +193,7 @@ PEERS: Final = {
         version=version_of("dogpile.cache"),
         modules=["dogpile"],
         programs=["redis-server"],
-        installed_by=["apt-get install redis-server", PYTHON],
+        installed_by=[REDIS, PYTHON],
     ),
     "aiocache": Peer(
         "aiocache on Redis",
@@ -134,7 +202,7 @@ PEERS: Final = {
         version=version_of("aiocache"),
         modules=["aiocache"],
         programs=["redis-server"],
-        installed_by=["apt-get install redis-server", PYTHON],
+        installed_by=[REDIS, PYTHON],
     ),
     "cashews": Peer(
         "cashews on Redis",
@@ -143,7 +211,7 @@ PEERS: Final = {
         version=version_of("cashews"),
         modules=["cashews"],
         programs=["redis-server"],
-        installed_by=["apt-get install redis-server", PYTHON],
+        installed_by=[REDIS, PYTHON],
     ),
 }
 
