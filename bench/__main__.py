@@ -12,6 +12,7 @@ from typing import Final
 from attrs import frozen
 
 from bench.descriptors import connections_max
+from bench.drawing import require_matplotlib
 from bench.load import add_sizes
 from bench.peers.catalogue import PEERS, installed
 from bench.pinning import Cores
@@ -127,7 +128,7 @@ def parser_of_options() -> argparse.ArgumentParser:
         help="default: bench/results/last.json",
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="what is printed, too")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="bars, as SVG")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="as SVG, with matplotlib")
     return parser
 
 
@@ -140,6 +141,8 @@ def parse() -> tuple[Plan, Outputs]:
         parser.error(
             f"unknown shape {', '.join(sorted(unknown))}; there are {', '.join([*SHORT, *LONG])}"
         )
+    if asked.plots is not None:
+        require_matplotlib(parser)
     stores = STORES if asked.store == "both" else (asked.store,)
     wanted = asked.shapes or SHORT
     peers = [] if asked.peers is None else installed(asked.peers or PEERS)
