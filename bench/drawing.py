@@ -41,6 +41,8 @@ def plot(path: Path, title: str, note: str, height_in: float) -> "Iterator[Axes]
             "svg.fonttype": "none",
             # With this, and without a date, the same figures give the same file.
             "svg.hashsalt": "leasekeeper",
+            # Room for a reader's font that is wider than ours.
+            "figure.constrained_layout.w_pad": 0.12,
             "text.color": INK,
             "axes.labelcolor": INK,
             "axes.edgecolor": MUTED,

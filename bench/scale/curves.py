@@ -21,6 +21,9 @@ EMBEDDED: Final = "#c0662f"
 MARGIN: Final = 2.5
 """So many times more and less than what was measured is shown: 1, 2 and 5 are no further apart."""
 
+BESIDE: Final = 1.2
+"""The same to the left and right of the sizes."""
+
 
 @frozen
 class Look:
@@ -88,6 +91,7 @@ def draw_series(path: Path, series: str, curves: Sequence[Curve]) -> None:
     with plot(path, about.title, note, HEIGHT_IN) as axes:
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.set_xlim(sizes[0] / BESIDE, BESIDE * sizes[-1])
         for curve in curves:
             draw_curve(axes, curve)
         axes.set_ylim(min(costs) / MARGIN, MARGIN * max(costs))
