@@ -12,6 +12,7 @@ from typing import Final
 from attrs import frozen
 
 from bench.descriptors import connections_max
+from bench.drawing import require_matplotlib
 from bench.load import add_sizes
 from bench.peers.catalogue import PEERS, installed
 from bench.pinning import Cores
@@ -77,6 +78,7 @@ class Plan:
     long: dict[str, tuple[str, ...]]
     rounds: int
     seconds: float
+    warm_up: float
     serve: Sequence[str]
     sizes: Sequence[str]
 
@@ -111,6 +113,7 @@ def parser_of_options() -> argparse.ArgumentParser:
     parser.add_argument("--store", choices=[*STORES, "both"], default="both")
     parser.add_argument("--rounds", type=int, default=5, help="of the short shapes")
     parser.add_argument("--seconds", type=float, default=3.0, help="per shape, server and round")
+    parser.add_argument("--warm-up", type=float, default=0.5, help="seconds before each of these")
     parser.add_argument(
         "--server",
         type=shlex.split,
@@ -127,7 +130,7 @@ def parser_of_options() -> argparse.ArgumentParser:
         help="default: bench/results/last.json",
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="what is printed, too")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="bars, as SVG")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="as SVG, with matplotlib")
     return parser
 
 
@@ -140,6 +143,8 @@ def parse() -> tuple[Plan, Outputs]:
         parser.error(
             f"unknown shape {', '.join(sorted(unknown))}; there are {', '.join([*SHORT, *LONG])}"
         )
+    if asked.plots is not None:
+        require_matplotlib(parser)
     stores = STORES if asked.store == "both" else (asked.store,)
     wanted = asked.shapes or SHORT
     peers = [] if asked.peers is None else installed(asked.peers or PEERS)
@@ -148,6 +153,7 @@ def parse() -> tuple[Plan, Outputs]:
         long=kinds_of(LONG, wanted, stores),
         rounds=asked.rounds,
         seconds=asked.seconds,
+        warm_up=asked.warm_up,
         serve=asked.server,
         sizes=sizes_of(asked),
     )
@@ -190,8 +196,8 @@ def with_peers(
 
 
 def sizes_of(asked: argparse.Namespace) -> list[str]:
-    """The sizes of the long shapes, as options of the load."""
-    names = ("leases", "connections", "ttl_ms", "names", "tagged", "cycles")
+    """How big the shapes are, as options of the load."""
+    names = ("callers", "leases", "connections", "ttl_ms", "names", "tagged", "cycles")
     return [
         word
         for name in names
@@ -205,7 +211,7 @@ def measure_short(plan: Plan, cores: Cores) -> dict[str, Rounds]:
     measured: dict[str, Rounds] = {
         shape: {kind: [] for kind in kinds} for shape, kinds in plan.short.items()
     }
-    seconds = ("--seconds", str(plan.seconds))
+    window = ("--warm-up", str(plan.warm_up), "--seconds", str(plan.seconds))
     with ExitStack() as stack:
         started = started_of(kinds, plan, cores, stack)
         for round_number in range(1, plan.rounds + 1):
@@ -214,8 +220,9 @@ def measure_short(plan: Plan, cores: Cores) -> dict[str, Rounds]:
                     measured[shape].pop(kind, None)
                     continue
                 print(f"round {round_number}: {shape}, {kind}", file=sys.stderr)
+                options = window if KINDS[kind].peer else (*window, *plan.sizes)
                 try:
-                    figures = measure(shape, started[kind], cores.load, seconds)
+                    figures = measure(shape, started[kind], cores.load, options)
                 except LoadFailed as problem:
                     without_peer(kind, problem)
                     del measured[shape][kind]

@@ -25,8 +25,6 @@ from bench.shapes import (
 )
 from bench.wire import Wire
 
-CALLERS_EACH: Final = 1_000
-"""On one connection, asked for in one frame: as many as a batch may have."""
 KEY: Final = f"{NAMES}/missing"
 """Each round is a process of its own, and so has a key that nobody has asked for."""
 VALUE: Final = "0123456789abcdef" * 64
@@ -45,6 +43,8 @@ class Group:
 
     connection: socket.socket
     wire: Wire
+    callers: int
+    """They ask in one frame: there may be 1,000, as many as a batch may have."""
     received: list[tuple[float, bytes]] = field(factory=list)
     """What came, and when."""
 
@@ -58,7 +58,7 @@ class Group:
         A server begins with requests in the order in which they came. So with the answer to the
         last it is known that all callers are there.
         """
-        self.send(b"[" + b",".join(map(get, range(CALLERS_EACH))) + b"]")
+        self.send(b"[" + b",".join(map(get, range(self.callers))) + b"]")
         self.send(orjson.dumps({"jsonrpc": "2.0", "id": HERE, "method": "session.heartbeat"}))
 
     def read(self) -> int:
@@ -91,7 +91,7 @@ def get(number: int) -> bytes:
 class Herd:
     """All callers."""
 
-    def __init__(self, targets: Sequence[Target], groups_count: int) -> None:
+    def __init__(self, targets: Sequence[Target], groups_count: int, callers_each: int) -> None:
         self.fills: list[tuple[Group, str]] = []
         """Who was told to load the value, each with its fill."""
         self._selector = selectors.DefaultSelector()
@@ -99,7 +99,7 @@ class Herd:
         for number in range(groups_count):
             connection, wire = targets[number % len(targets)].connect()
             open_session(connection, wire, batch=True)
-            self.groups.append(Group(connection, wire))
+            self.groups.append(Group(connection, wire, callers_each))
             self._selector.register(connection, selectors.EVENT_READ, self.groups[-1])
 
     def gather(self) -> None:
@@ -135,7 +135,7 @@ class Herd:
         Raises:
             Unexpected: somebody is not.
         """
-        waiting = len(self.groups) * CALLERS_EACH - len(self.fills)
+        waiting = sum(group.callers for group in self.groups) - len(self.fills)
         while waiting > 0:
             hits = self._read(STALL_S)
             if hits is None:
@@ -184,12 +184,15 @@ class Herd:
         return complete
 
 
-def one_load_for_all(targets: Sequence[Target], observed: Observed, connections: int) -> Figures:
+def one_load_for_all(
+    targets: Sequence[Target], observed: Observed, connections: int, callers: int
+) -> Figures:
     """P4: from sending the value to the receipt of the last caller's.
 
     To read what was received is the callers' work, and is done when all of it is there.
     """
-    herd = Herd(targets, connections)
+    callers_each = max(1, callers // connections)
+    herd = Herd(targets, connections, callers_each)
     herd.gather()
     observed.begin()
     sent_at = herd.hand_over()
@@ -199,7 +202,7 @@ def one_load_for_all(targets: Sequence[Target], observed: Observed, connections:
     herd.close()
     return figures | {
         "rate": 1000 * len(latencies_ms) / max(latencies_ms),
-        "callers": connections * CALLERS_EACH,
+        "callers": connections * callers_each,
         "connections": connections,
         "loads": len(herd.fills),
         "p50_ms": percentile(latencies_ms, 0.50),

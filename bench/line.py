@@ -4,13 +4,14 @@ import os
 import selectors
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import orjson
 from attrs import define, frozen
 
+from bench.hand_offs import hand_off_figures
 from bench.observed import Figures
 from bench.shapes import (
     NAMES,
@@ -20,7 +21,6 @@ from bench.shapes import (
     Window,
     exchange,
     open_session,
-    percentile,
     receive,
 )
 from bench.wire import Wire
@@ -122,12 +122,15 @@ class Line:
         self.handed_off = 0
         self.out_of_order = 0
         self.latencies_ms: list[float] = []
+        self.grants: Counter[Waiter] = Counter()
+        """Those that have a latency."""
 
     def granted(self, waiter: Waiter, fence: int, *, counts: bool) -> None:
         """A waiter received its grant, and passes the lock on."""
         now = time.monotonic()
         if self._released_at is not None and counts:
             self.latencies_ms.append((now - self._released_at) * 1000)
+            self.grants[waiter] += 1
         if waiter is not self._expected[0] or fence <= self._fence:
             self.out_of_order += 1
         self._fence = fence
@@ -183,12 +186,10 @@ def measured(line: Line, waiters: list[Waiter], window: Window) -> Figures:
                     line.granted(key.data, fence, counts=window.begun)
     for waiter in waiters:
         waiter.connection.close()
+    grants = [line.grants[waiter] for waiter in waiters]
     return {
         "rate": window.rate,
-        "p50_ms": percentile(line.latencies_ms, 0.50),
-        "p99_ms": percentile(line.latencies_ms, 0.99),
-        "hand_offs": len(line.latencies_ms),
-        "out_of_order": line.out_of_order,
+        **hand_off_figures(line.latencies_ms, grants, line.out_of_order),
     }
 
 

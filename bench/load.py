@@ -42,6 +42,7 @@ class Load:
     tagged: int
     cycles: int
     waiters: int
+    callers: int
 
     def size(self, *, heartbeats: bool) -> Size:
         """That of P5."""
@@ -68,7 +69,7 @@ SHAPES: Final[dict[str, Callable[[Load], Figures]]] = {
     "P2": lambda load: one_request_each(alone(load), load.window, connections=50),
     "P3": lambda load: hand_offs(alone(load), load.window, waiters_count=20),
     "P3b": lambda load: hand_offs_between(load.targets, load.window, waiters_count=20),
-    "P4": lambda load: one_load_for_all(load.targets, load.observed, connections=10),
+    "P4": lambda load: one_load_for_all(load.targets, load.observed, 10, load.callers),
     "P5": lambda load: held_and_renewed(alone(load), load.observed, load.size(heartbeats=False)),
     "P5h": lambda load: held_and_renewed(alone(load), load.observed, load.size(heartbeats=True)),
     "P6": lambda load: idle_connections(alone(load), load.observed, load.connections or 10_000),
@@ -105,7 +106,8 @@ def options() -> argparse.Namespace:
 
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:
-    """How big the long shapes are."""
+    """How big the shapes are that do not last as long as they are told."""
+    parser.add_argument("--callers", type=int, default=10_000, help="of P4, up to 10,000")
     parser.add_argument("--leases", type=int, default=100_000, help="of P5, P5h and P6l")
     parser.add_argument(
         "--connections",
@@ -137,6 +139,7 @@ def main() -> None:
         tagged=asked.tagged,
         cycles=asked.cycles,
         waiters=asked.waiters,
+        callers=asked.callers,
     )
     figures = SHAPES[asked.shape](load)
     print(json.dumps(figures | observed.shares() if asked.shape in WINDOWED else figures))

@@ -82,7 +82,7 @@ def one_request_each_rows(rounds: Rounds) -> Iterator[Row]:
 
 
 def hand_off_rows(shape: str, rounds: Rounds) -> Iterator[Row]:
-    """P3 and P3b: latency and order."""
+    """P3 and P3b: latency, order and fairness."""
     what = "20 waiters, one lock: hand-off "
     for kind in rounds:
         figure = partial(column, rounds, kind)
@@ -93,6 +93,10 @@ def hand_off_rows(shape: str, rounds: Rounds) -> Iterator[Row]:
         yield row(what=what + "p99", unit="ms", values=figure("p99_ms"), goal=p99)
         yield row(what="grants out of order", unit="", values=figure("out_of_order"), goal=none)
         yield row(what="hand-offs measured", unit="", values=figure("hand_offs"))
+        yield row(what="fairness, Jain's index", unit="", values=figure("fairness"))
+        yield row(
+            what="grants of the least served, of the mean", unit="", values=figure("least_share")
+        )
 
 
 def herd_rows(rounds: Rounds) -> Iterator[Row]:

@@ -8,8 +8,9 @@ look fast for it.
 import math
 import time
 
+from bench.hand_offs import hand_off_figures
 from bench.observed import Figures
-from bench.shapes import Unexpected, percentile
+from bench.shapes import Unexpected
 
 
 class Line:
@@ -22,6 +23,8 @@ class Line:
         self._holder: int | None = None
         self._released_at: float | None = None
         self._latencies_ms: list[float] = []
+        self._grants = [0] * waiters_count
+        """Those that have a latency."""
         self._out_of_order = 0
         self.handed_off = 0
 
@@ -47,6 +50,7 @@ class Line:
         self._asked_at[waiter] = math.inf
         if counts and self._released_at is not None:
             self._latencies_ms.append(1000 * (now - self._released_at))
+            self._grants[waiter] += 1
             self._out_of_order += min(self._asked_at) < last_at
         self.handed_off += 1
 
@@ -61,11 +65,4 @@ class Line:
         Raises:
             Unexpected: there was no hand-off.
         """
-        if not self._latencies_ms:
-            raise Unexpected("the lock was handed to nobody")
-        return {
-            "p50_ms": percentile(self._latencies_ms, 0.50),
-            "p99_ms": percentile(self._latencies_ms, 0.99),
-            "hand_offs": len(self._latencies_ms),
-            "out_of_order": self._out_of_order,
-        }
+        return hand_off_figures(self._latencies_ms, self._grants, self._out_of_order)

@@ -11,6 +11,10 @@ import lmx from "live-mutex";
 const TICKS_A_SECOND = 100; // USER_HZ, which is the same on every Linux.
 const TTL_MS = 30_000;
 const APART_MS = 10;
+const PERCENTILES = [
+  ["p5_ms", 0.05], ["p25_ms", 0.25], ["p50_ms", 0.5], ["p75_ms", 0.75],
+  ["p95_ms", 0.95], ["p99_ms", 0.99], ["p999_ms", 0.999],
+];
 
 events.defaultMaxListeners = 100; // Each client listens for the end of the process.
 
@@ -86,12 +90,23 @@ function percentile(values, share) {
   return ordered[Math.min(ordered.length - 1, Math.floor(ordered.length * share))];
 }
 
+function sum(values) {
+  return values.reduce((total, each) => total + each, 0);
+}
+
+// Jain's index.
+function fairness(grants) {
+  return sum(grants) ** 2 / (grants.length * sum(grants.map((each) => each ** 2)));
+}
+
 // The rules are those of `line.py`: who released asks again once the next holder has been seen, and
 // a grant is out of order if somebody waits who had asked before its receiver last gave it back.
+// The figures are those of `hand_offs.py`.
 async function handOffs(opened) {
   const askedAt = opened.map(() => Infinity);
   const gaveBackAt = opened.map(() => Infinity);
   const passedOn = opened.map(() => () => {});
+  const grants = opened.map(() => 0);
   const latenciesMs = [];
   let counts = false, handedOff = 0, outOfOrder = 0, holder = null, last = null, releasedAt = null;
 
@@ -103,6 +118,7 @@ async function handOffs(opened) {
     askedAt[place] = Infinity;
     if (counts && releasedAt !== null) {
       latenciesMs.push(now - releasedAt);
+      grants[place] += 1;
       if (Math.min(...askedAt) < lastAt) outOfOrder += 1;
     }
     handedOff += 1;
@@ -127,12 +143,15 @@ async function handOffs(opened) {
   const shares = await during(
     opened.map((_, place) => waiter(place)), () => handedOff, () => { counts = true; },
   );
+  if (latenciesMs.length === 0) throw new Error("the lock was handed to nobody");
+  const percentiles = PERCENTILES.map(([name, share]) => [name, percentile(latenciesMs, share)]);
   return {
     ...shares,
-    p50_ms: percentile(latenciesMs, 0.5),
-    p99_ms: percentile(latenciesMs, 0.99),
+    ...Object.fromEntries(percentiles),
     hand_offs: latenciesMs.length,
     out_of_order: outOfOrder,
+    fairness: fairness(grants),
+    least_share: Math.min(...grants) * grants.length / sum(grants),
   };
 }
 

@@ -10,6 +10,7 @@ from typing import Final
 from attrs import asdict
 
 from bench.descriptors import at_most
+from bench.drawing import require_matplotlib
 from bench.pinning import Cores
 from bench.processes import LoadFailed, NotStarted, measure
 from bench.redises import NoRedis
@@ -48,10 +49,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--up-to", type=int, metavar="N", help="leave out what is larger")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every figure of every round")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="what is printed, too")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="curves, as SVG")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="as SVG, with matplotlib")
     asked = parser.parse_args()
     if unknown := set(asked.which) - set(SERIES):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(SERIES)}")
+    if asked.plots is not None:
+        require_matplotlib(parser)
     return asked
 
 
