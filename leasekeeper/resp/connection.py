@@ -1,6 +1,7 @@
 """One pipelined connection: commands joined into few writes, replies matched in order.
 
-Three tasks share it. The writer joins what was queued while its last write was under way. The
+Three tasks share it. The writer joins what was queued while its last write was under way; with
+nothing under way, who asks writes the command himself, and no task has to be woken for it. The
 reader gives each reply to the oldest command that has none. The watch ends the connection when
 the oldest command has waited too long, and sends a ping when nothing else is heard.
 
@@ -24,6 +25,7 @@ from leasekeeper.resp.errors import NotWritten, Unanswered
 from leasekeeper.resp.replies import Answer, Reply, error_reply
 from leasekeeper.resp.scripts import Argument
 from leasekeeper.resp.settings import Address, Settings
+from leasekeeper.sockets import receive_some, send_now
 
 UNANSWERED_MAX: Final = 10_000
 """How many commands may be under way on one connection."""
@@ -87,6 +89,8 @@ class Connection:
     _retiring: str | None = field(default=None, init=False)
     _queued: list[_Request] = field(factory=list, init=False)
     _written: deque[_Request] = field(factory=deque, init=False)
+    _rest: bytes = field(default=b"", init=False, repr=False)
+    """The end of a command that the kernel took in part."""
     _due_at: float = field(default=0.0, init=False)
     """When the reply to the newest request has to be there."""
     _asked_at: float = field(factory=trio.current_time, init=False)
@@ -139,13 +143,31 @@ class Connection:
             due_at = max(due_at, self._due_at)
         self._due_at = due_at + extra_ms / 1000
         request = _Request(packed, count, self._due_at, blocks=extra_ms > 0)
+        if self.load or self._idle_writer is None or not self._write_now(request):
+            self._queued.append(request)
+            self._wake_writer()
         self.load += count
         self.blocked += request.blocks
-        self._queued.append(request)
+        return request
+
+    def _write_now(self, request: _Request) -> bool:
+        """Writes it without waiting. With nothing under way, there is nothing to join it with.
+
+        What the kernel does not take is left to the writer. False: none of it was written.
+        """
+        count = send_now(self.stream, request.packed)
+        if not count:
+            return False
+        self._written.append(request)
+        if count < len(request.packed):
+            self._rest = request.packed[count:]
+            self._wake_writer()
+        return True
+
+    def _wake_writer(self) -> None:
         if self._idle_writer is not None:
             writer, self._idle_writer = self._idle_writer, None
             trio.lowlevel.reschedule(writer)
-        return request
 
     def _abandon(self, request: _Request) -> None:
         """Its caller waits no more."""
@@ -202,14 +224,19 @@ class Connection:
 
     async def _write(self) -> None:
         while True:
-            if not self._queued:
+            if not self._queued and not self._rest:
                 await self._wait_for_commands()
             batch, self._queued = self._queued, []
+            data = b"".join([self._rest, *(each.packed for each in batch)])
             # From here on parts of them may reach Redis, whatever happens.
             self._written.extend(batch)
+            self._rest = data[send_now(self.stream, data) :]
+            if not self._rest:
+                continue
             with trio.move_on_after(self.settings.write_ms / 1000) as scope:
                 try:
-                    await self.stream.send_all(b"".join([each.packed for each in batch]))
+                    rest, self._rest = self._rest, b""
+                    await self.stream.send_all(rest)
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     self._lose(f"the connection to {self.address} was lost")
             if scope.cancelled_caught:
@@ -228,7 +255,7 @@ class Connection:
         reader = hiredis.Reader(replyError=error_reply, notEnoughData=_NOTHING_YET)
         while True:
             try:
-                data = await self.stream.receive_some(_RECEIVE_BYTES)
+                data = await receive_some(self.stream, _RECEIVE_BYTES)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 data = b""
             if not data:

@@ -165,7 +165,16 @@ class Connection:
         self.close_soon(CloseCode.SLOW_CONSUMER, "too much waits to be read")
 
     def _answer(self, request_id: RequestId, answer: Answer) -> None:
-        """A message of its own. The value of a cached key is written when it can be read."""
+        """A message of its own, written at once if no other is to come and share its frame."""
+        if self._requests.unanswered != 1 or self._outbox.is_held:
+            self._put_answer(request_id, answer)
+            return
+        self._outbox.hold()
+        self._put_answer(request_id, answer)
+        self._outbox.let_go(self._write_now)
+
+    def _put_answer(self, request_id: RequestId, answer: Answer) -> None:
+        """The value of a cached key is written when it can be read."""
         if not isinstance(answer, CacheHit):
             self._put(_encoded(request_id, answer))
             return
@@ -192,8 +201,11 @@ class Connection:
             await self.socket.send_owed()
             while (messages := await self._outbox.take()) is not None:
                 await self.socket.send_owed()
-                for frame in _frames(messages, joined=self._batch):
-                    await self.socket.send(frame)
+                frames = _frames(messages, joined=self._batch)
+                if not self.socket.send_now(frames):
+                    for frame in frames:
+                        await self.socket.send(frame)
+                await self.socket.send_owed()
         except Closed as closed:
             self._outbox.finish(drop=True)
             self.close_soon(closed.code, "cannot be written to")

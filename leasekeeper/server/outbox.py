@@ -88,6 +88,11 @@ class Outbox:
             self._later.clear()
         self._filled.set()
 
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody looks after it."""
+        return self._held
+
     def hold(self) -> None:
         """From now on `put` wakes nobody: who says so looks after it until `let_go`."""
         self._held = True

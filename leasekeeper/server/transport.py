@@ -9,7 +9,6 @@ are ours (ADR 13). Here is what a server needs besides a protocol:
 - every wait has a deadline: the handshake, a write, a pong, the closing handshake.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -33,6 +32,7 @@ from leasekeeper.server.frames import (
     frame,
     text_of,
 )
+from leasekeeper.sockets import receive_some, send_now
 
 SUBPROTOCOL: Final = Subprotocol("leasekeeper.v1")
 _RECEIVE_BYTES: Final = 16 * 1024
@@ -130,7 +130,7 @@ class WebSocket:
 
     async def _read(self) -> None:
         try:
-            data = await self._receive_some()
+            data = await receive_some(self.stream, _RECEIVE_BYTES)
         except _GONE:
             data = b""
         if data:
@@ -138,18 +138,6 @@ class WebSocket:
         else:
             self._is_at_end = True
             self._end(Closed(CloseCode.ABNORMAL))
-
-    async def _receive_some(self) -> bytes | bytearray:
-        """As the stream's, without asking a socket first that most likely has nothing yet."""
-        if not isinstance(self.stream, trio.SocketStream):
-            return await self.stream.receive_some(_RECEIVE_BYTES)
-        try:
-            await trio.lowlevel.wait_readable(self.stream.socket)
-            return os.read(self.stream.socket.fileno(), _RECEIVE_BYTES)
-        except BlockingIOError:
-            return await self.stream.receive_some(_RECEIVE_BYTES)
-        except OSError:
-            raise trio.BrokenResourceError from None
 
     def feed(self, data: bytes | bytearray) -> None:
         """Takes bytes that came from the peer."""
@@ -202,13 +190,10 @@ class WebSocket:
             return False
         if not isinstance(self.stream, trio.SocketStream):
             return False
-        data = b"".join([frame(Opcode.TEXT, text) for text in texts])
-        if len(data) > _AT_ONCE_BYTES:
+        if sum(map(len, texts)) > _AT_ONCE_BYTES:
             return False
-        try:
-            written = os.write(self.stream.socket.fileno(), data)
-        except OSError:  # it has no room; or it is gone, as who writes what is owed will find
-            written = 0
+        data = b"".join([frame(Opcode.TEXT, text) for text in texts])
+        written = send_now(self.stream, data)  # who writes what is owed finds out if it is gone
         if written < len(data):
             self._rest = data[written:]
             self.on_owed()

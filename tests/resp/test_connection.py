@@ -1,9 +1,11 @@
 """One connection: order, cancellation, silence and nonsense."""
 
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 
+import hiredis
 import pytest
 import trio
 import trio.testing
@@ -37,15 +39,26 @@ class Line:
 
 
 @asynccontextmanager
-async def open_line(settings: Settings = SETTINGS) -> AsyncIterator[Line]:
-    """A connection that is served."""
-    ours, theirs = trio.testing.memory_stream_pair()
+async def open_line(
+    settings: Settings = SETTINGS, *, sockets: bool = False, buffer_bytes: int | None = None
+) -> AsyncIterator[Line]:
+    """A connection that is served; over sockets, which are written to without waiting."""
+    ours, theirs = socket_pair(buffer_bytes) if sockets else trio.testing.memory_stream_pair()
     pushes: list[Sequence[Reply]] = []
     connection = Connection(HERE, ours, settings, pushes.append, lambda _: None)
-    async with trio.open_nursery() as nursery:
+    async with theirs, trio.open_nursery() as nursery:
         nursery.start_soon(connection.serve)
         yield Line(connection, theirs, pushes)
         nursery.cancel_scope.cancel()
+
+
+def socket_pair(buffer_bytes: int | None) -> tuple[trio.SocketStream, trio.SocketStream]:
+    """Two ends of a stream; ours takes no more at once than about so much."""
+    ours, theirs = socket.socketpair()
+    if buffer_bytes is not None:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
+    ours_, theirs_ = (trio.socket.from_stdlib_socket(each) for each in (ours, theirs))
+    return trio.SocketStream(ours_), trio.SocketStream(theirs_)
 
 
 @define(eq=False)
@@ -371,3 +384,124 @@ async def test_replies_never_cross_in_a_storm_of_cancelled_callers(
         assert line.connection.load == 0
         server.cancel_scope.cancel()
     assert 500 < heard < 5500
+
+
+async def test_replies_never_cross_in_a_storm_over_sockets() -> None:
+    """The same where the kernel takes commands in parts, and some go out without the writer."""
+    random = Random(9)
+    heard = 0
+
+    async def echo(line: Line) -> None:
+        reader = hiredis.Reader()
+        while data := await line.receive():
+            reader.feed(data)
+            while words := reader.gets():
+                await line.theirs.send_all(bulk(words[1]))
+                if random.random() < 0.1:
+                    await trio.lowlevel.checkpoint()
+
+    async def ask(line: Line, name: int) -> None:
+        nonlocal heard
+        for number in range(30):
+            nonce = f"{name}.{number}" * random.choice([1, 1, 1, 3000])
+            with trio.move_on_after(random.choice([0, 0.01, 10])):
+                assert await line.connection.ask(pack(("ECHO", nonce))) == [nonce.encode()]
+                heard += 1
+            await trio.sleep(random.choice([0, 0.001]))
+
+    line_of = open_line(sockets=True, buffer_bytes=4096)
+    async with line_of as line, trio.open_nursery() as server:
+        server.start_soon(echo, line)
+        async with trio.open_nursery() as callers:
+            for name in range(20):
+                callers.start_soon(ask, line, name)
+        assert await line.connection.ask(pack(("ECHO", "last"))) == [b"last"]
+        assert line.connection.load == 0
+        server.cancel_scope.cancel()
+    assert 100 < heard < 600
+
+
+# --- Without the writer ---------------------------------------------------------------------------
+
+
+def written(line: Line) -> bytes:
+    """What the other end has now, without waiting."""
+    assert isinstance(line.theirs, trio.SocketStream)
+    try:
+        return line.theirs.socket._sock.recv(1 << 20, socket.MSG_DONTWAIT)  # type: ignore[attr-defined, no-any-return]
+    except BlockingIOError:
+        return b""
+
+
+async def test_with_nothing_under_way_a_command_is_written_at_once() -> None:
+    async with open_line(sockets=True) as line:
+        await trio.testing.wait_all_tasks_blocked()
+        first, second, third = (pack(("ECHO", word)) for word in ("1", "2", "3"))
+        line.connection.tell(first)
+        assert written(line) == first
+        line.connection.tell(second)
+        line.connection.tell(third)
+        assert written(line) == b""
+        await trio.testing.wait_all_tasks_blocked()
+        assert written(line) == second + third
+        await line.reply(3 * OK)
+        assert line.connection.load == 0
+        line.connection.tell(first)
+        assert written(line) == first
+
+
+async def test_the_rest_of_a_command_comes_before_the_next(nursery: trio.Nursery) -> None:
+    async with open_line(sockets=True, buffer_bytes=4096) as line:
+        await trio.testing.wait_all_tasks_blocked()
+        long = asking(nursery, line, "SET", "k", "v" * 300_000)
+        await trio.testing.wait_all_tasks_blocked()
+        short = asking(nursery, line, "GET", "k")
+        expected, data = long.packed + short.packed, b""
+        with trio.fail_after(30):
+            while len(data) < len(expected):
+                data += await line.receive()
+            assert data == expected
+            await line.reply(OK + bulk(b"v"))
+            await long.done.wait()
+            await short.done.wait()
+        assert (long.answers, short.answers) == ([b"OK"], [b"v"])
+
+
+async def test_a_caller_who_is_gone_does_not_cut_his_command_short(nursery: trio.Nursery) -> None:
+    async with open_line(sockets=True, buffer_bytes=4096) as line:
+        await trio.testing.wait_all_tasks_blocked()
+        long = asking(nursery, line, "SET", "k", "v" * 300_000)
+        await trio.testing.wait_all_tasks_blocked()
+        long.scope.cancel()
+        short = asking(nursery, line, "GET", "k")
+        expected, data = long.packed + short.packed, b""
+        with trio.fail_after(30):
+            while len(data) < len(expected):
+                data += await line.receive()
+            assert data == expected
+            await line.reply(OK + bulk(b"v"))
+            await short.done.wait()
+        assert short.answers == [b"v"]
+
+
+async def test_a_peer_that_is_gone_has_not_done_what_it_was_not_sent(nursery: trio.Nursery) -> None:
+    async with open_line(sockets=True) as line:
+        await trio.testing.wait_all_tasks_blocked()
+        await line.theirs.aclose()
+        one = asking(nursery, line, "GET", "k")
+        with trio.fail_after(30):
+            await one.done.wait()
+        assert one.problem is not None
+        assert line.connection.was_lost
+
+
+async def test_a_rest_that_is_not_taken_in_time_ends_the_connection(nursery: trio.Nursery) -> None:
+    settings = evolve(SETTINGS, write_ms=200, read_ms=60_000)
+    async with open_line(settings, sockets=True, buffer_bytes=4096) as line:
+        await trio.testing.wait_all_tasks_blocked()
+        one = asking(nursery, line, "SET", "k", "v" * 300_000)
+        with trio.fail_after(30):
+            await one.done.wait()
+        assert one.problem is not None
+        assert one.problem.outcome is Outcome.UNKNOWN
+        assert line.connection.was_silent

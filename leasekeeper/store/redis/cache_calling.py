@@ -1,7 +1,6 @@
 """Calls of the cache scripts: aimed at one Redis process, and made again if another answers."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from attrs import define, field, frozen
@@ -14,7 +13,7 @@ from leasekeeper.resp.errors import Unanswered
 from leasekeeper.resp.replies import Reply
 from leasekeeper.resp.scripts import Argument, Call, Script
 from leasekeeper.resp.settings import Address
-from leasekeeper.store.redis.calling import unavailable
+from leasekeeper.store.redis.calling import Listening, unavailable
 from leasekeeper.store.redis.entries import listed, word
 from leasekeeper.store.redis.keys import Layout
 from leasekeeper.store.redis.runs import Aim, Runs
@@ -177,19 +176,14 @@ class CacheCaller:
             raise Unavailable(Outcome.UNKNOWN, _RETRY_MS)
         return None
 
-    @contextmanager
-    def _listening(self, *calls: CacheCall) -> Iterator[None]:
-        try:
-            yield
-        except ResponseError:
-            raise
-        except BaseException as problem:
-            if not isinstance(problem, Unanswered) or problem.outcome is Outcome.UNKNOWN:
-                for key in {key for call in calls for key in call.keys}:
-                    self.on_event(f"cache {key}".encode())
-                for queue in {call.queue for call in calls if call.queue}:
-                    self.on_event(f"queue {queue}".encode())
-            raise
+    def _listening(self, *calls: CacheCall) -> Listening:
+        def missed() -> None:
+            for key in {key for call in calls for key in call.keys}:
+                self.on_event(f"cache {key}".encode())
+            for queue in {call.queue for call in calls if call.queue}:
+                self.on_event(f"queue {queue}".encode())
+
+        return Listening(missed)
 
 
 def _unavailable(problem: Unanswered | ResponseError, call: CacheCall) -> Unavailable:

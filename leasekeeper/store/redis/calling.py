@@ -1,7 +1,6 @@
 """Calls of the scripts: their common arguments, their events, and what failed calls mean."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
@@ -123,18 +122,12 @@ class Caller:
         """The node that has a name, as far as is known."""
         return self.client.address_of(self.layout.lock(name))
 
-    @contextmanager
-    def _listening(self, *names: str) -> Iterator[None]:
-        """Whoever is cancelled here hears no reply; nor is there one if a connection is lost."""
-        try:
-            yield
-        except ResponseError:
-            raise
-        except BaseException as problem:
-            if not isinstance(problem, Unanswered) or problem.outcome is Outcome.UNKNOWN:
-                for name in names:
-                    self.on_unheard(name)
-            raise
+    def _listening(self, *names: str) -> "Listening":
+        def missed() -> None:
+            for name in names:
+                self.on_unheard(name)
+
+        return Listening(missed)
 
     def _call(self, call: NameCall) -> Call:
         may_grant = 0 if self.paused_ms(call.name) else 1
@@ -146,6 +139,27 @@ class Caller:
         for event in listed(events):
             self.on_event(word(event))
         return answer
+
+
+class Listening:
+    """Calls back if what is asked in it may have had an effect of which nobody hears.
+
+    So it is for whoever is cancelled in it, and if a connection is lost.
+    """
+
+    __slots__ = ("_missed",)
+
+    def __init__(self, missed: Callable[[], None]) -> None:
+        self._missed = missed
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, problem: BaseException | None, __: object) -> None:
+        if problem is None or isinstance(problem, ResponseError):
+            return
+        if not isinstance(problem, Unanswered) or problem.outcome is Outcome.UNKNOWN:
+            self._missed()
 
 
 def unavailable(
