@@ -91,7 +91,7 @@ class Caller:
         ]
 
     async def call_many_apart(
-        self, calls: Sequence[NameCall], moment_s: float
+        self, calls: Sequence[NameCall], moment_s: Callable[[], float]
     ) -> list[list[Reply] | Unavailable]:
         """The same, but a node that is slow keeps nobody waiting for the answers of the others.
 
@@ -110,7 +110,7 @@ class Caller:
             replies = await self.call_many([calls[at] for at in places])
             for at, reply in zip(places, replies, strict=True):
                 answers[at] = reply
-            scope.deadline = min(scope.deadline, trio.current_time() + moment_s)
+            scope.deadline = min(scope.deadline, trio.current_time() + moment_s())
 
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:

@@ -241,7 +241,7 @@ class RedisStore:
             )
             for each in renewals
         ]
-        answers = await self._caller.call_many_apart(calls, self._moment_s(renewals))
+        answers = await self._caller.call_many_apart(calls, lambda: self._moment_s(renewals))
         missed = [
             at
             for at, answer in enumerate(answers)
