@@ -86,7 +86,7 @@ class Leases:
     tenures: Tenures = field(init=False)
     _serials: Iterator[int] = field(factory=lambda: count(1), init=False, repr=False)
     renewals: Renewals = field(init=False)
-    _unwanted: Unwanted = field(init=False, repr=False)
+    unwanted: Unwanted = field(init=False, repr=False)
     _vouching: Vouching = field(init=False, repr=False)
     _turns: Turns = field(factory=Turns, init=False, repr=False)
 
@@ -95,7 +95,7 @@ class Leases:
         self.renewals = Renewals(
             self.store, self.limits, self.metrics, self._missing, self._late, self._give_back
         )
-        self._unwanted = Unwanted(self.store, self.limits, lambda key: key in self.tenures)
+        self.unwanted = Unwanted(self.store, self.limits, lambda key: key in self.tenures)
         on_asked = self._give_back_left_over
         self._vouching = Vouching(
             self.store, self.limits, self.tenures, self._turns, self._hold, on_asked
@@ -106,7 +106,7 @@ class Leases:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.renewals.run)
             nursery.start_soon(self._vouching.run)
-            nursery.start_soon(self._unwanted.run)
+            nursery.start_soon(self.unwanted.run)
 
     # --- Requests -----------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class Leases:
         self._refuse_while_draining()
         claim = session.claim(ask, self.limits.waiter_alive_ms)
         until = wait_until(ask.wait_ms)
-        await self._unwanted.settled((ask.name, claim.lease))
+        await self.unwanted.settled((ask.name, claim.lease))
         if known := self.tenures.find((ask.name, claim.lease)):
             known.refuse_other(claim)
         tenure = self._tenure_of(session, ask.name, claim)
@@ -152,8 +152,8 @@ class Leases:
             As `acquire`.
         """
         self._refuse_while_draining()
-        await self._unwanted.settled((ask.name, ask.lease))
-        left_over = (ask.name, ask.lease) in self._unwanted
+        await self.unwanted.settled((ask.name, ask.lease))
+        left_over = (ask.name, ask.lease) in self.unwanted
         tenure = self._tenure_of(session, ask.name, Claim(ask.lease, ttl_ms=0))
         tenure.is_ours |= left_over
         return await self._obtain(tenure, lambda: self._take_over(tenure, ask.wait_ms))
@@ -219,7 +219,7 @@ class Leases:
         key = (ask.name, ask.lease)
         if tenure := self.tenures.find(key):
             self.tenures.leave(tenure, Cancelled("its lease id was released"))
-        left = await self._unwanted.release(key)
+        left = await self.unwanted.release(key)
         return LeaseReleased(released=left is Left.HELD)
 
     async def heartbeat(self, session: Session) -> HeartbeatSeen:
@@ -253,11 +253,11 @@ class Leases:
         """A waiter got it; if nobody here waits any more, it goes back."""
         tenure = self.tenures.find((name, event.lease))
         if tenure is None:
-            self._unwanted.add((name, event.lease), self.server)
+            self.unwanted.add((name, event.lease), self.server)
         elif tenure.stage is Stage.ASKED and event.owner != tenure.claim.owner:
             return  # of an earlier wait; of this one the answer will say
         elif tenure.fence < event.grant.fence:  # or an answer has told us already
-            tenure.released_s = self._unwanted.since_s(name)
+            tenure.released_s = self.unwanted.since_s(name)
             self._hold(tenure, event.grant)
 
     def lost(self, name: str, event: HolderLost) -> None:
@@ -441,7 +441,7 @@ class Leases:
         """Its wait is over. What was granted at the very last moment goes back, too (law L6)."""
         self.tenures.leave(tenure, outcome)
         with suppress(Unavailable):
-            await self._unwanted.release(tenure.key, self.server)
+            await self.unwanted.release(tenure.key, self.server)
 
     async def _busy(self, tenure: Tenure) -> BusyError:
         shown = self.limits.holders_in_busy
@@ -487,7 +487,7 @@ class Leases:
 
     def _give_back(self, tenure: Tenure) -> None:
         """Releases it in the background, until the store has confirmed it."""
-        self._unwanted.add(tenure.key, self.server, tenure.claim.ttl_ms or TTL_MAX_MS)
+        self.unwanted.add(tenure.key, self.server, tenure.claim.ttl_ms or TTL_MAX_MS)
 
     def abandon(self, tenure: Tenure) -> None:
         """Nobody here wants it any more: out of the session, and back to the store.

@@ -43,16 +43,28 @@ async def acquire_all(leases: Leases, session: Session, ask: LeaseAcquireAll) ->
         for tenure in taken:
             tenure.promised = True
         return answer
-    except (RpcError, trio.Cancelled) as problem:
+    except RpcError:
+        # What another answer told of is believed in: only who cancels gives it up.
+        unwanted = [tenure for tenure in taken if not tenure.promised and _give_up(leases, tenure)]
+        async with trio.open_nursery() as nursery:
+            for tenure in unwanted:
+                nursery.start_soon(leases.unwanted.hurry, tenure.key)
+        raise
+    except trio.Cancelled:
         for tenure in taken:
-            # What another answer told of is believed in: only who cancels gives it up.
-            is_kept = tenure.promised and isinstance(problem, RpcError)
-            if tenure.requests == 1 and not is_kept:  # or a repeat of this request wants it
-                leases.abandon(tenure)
+            _give_up(leases, tenure)
         raise
     finally:
         for tenure in taken:
             tenure.requests -= 1
+
+
+def _give_up(leases: Leases, tenure: Tenure) -> bool:
+    """Unless a repeat of this request wants it."""
+    if tenure.requests > 1:
+        return False
+    leases.abandon(tenure)
+    return True
 
 
 async def _acquire_one(

@@ -1,6 +1,7 @@
 """What nobody wants any more: released by lease id until the store has confirmed it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -65,6 +66,22 @@ class Unwanted:
         self._keys[key] = only_of, ends_ms
         self._some.set()
 
+    async def hurry(self, key: Key) -> None:
+        """Releases now what was left to the background, if the store answers.
+
+        Cancellation:
+            It is released in the background.
+        """
+        if key in self._keys:
+            only_of, ends_ms = self._keys.pop(key)
+            with suppress(Unavailable):
+                await self.release(key, only_of, self._left_ms(ends_ms))
+        else:  # it may be under way
+            await self.settled(key)
+
+    def _left_ms(self, ends_ms: int) -> int:
+        return ends_ms - self.limits.waiter_alive_ms - trio_ms()
+
     async def release(self, key: Key, only_of: str | None = None, ttl_ms: int = TTL_MAX_MS) -> Left:
         """Releases now. With `only_of`, only if it still belongs to that server.
 
@@ -114,10 +131,9 @@ class Unwanted:
                 await self._some.wait()
             key = next(iter(self._keys))
             only_of, ends_ms = self._keys.pop(key)
-            left_ms = ends_ms - self.limits.waiter_alive_ms - trio_ms()
             if self.is_wanted(key) or ends_ms <= trio_ms():
                 continue
             try:
-                await self.release(key, only_of, left_ms)
+                await self.release(key, only_of, self._left_ms(ends_ms))
             except Unavailable:
                 await trio.sleep(self.limits.store_retry_ms / 1000)

@@ -65,9 +65,9 @@ def grace_releases_what_was_resumed() -> AbstractContextManager[object]:
 
     def ends(self: Keeper, session: Session) -> None:
         end_grace(self, session)
-        self.leases._unwanted.is_wanted = lambda _: False
+        self.leases.unwanted.is_wanted = lambda _: False
         for key in had[session]:
-            self.leases._unwanted.add(key, None)
+            self.leases.unwanted.add(key, None)
 
     return _all(patch.object(Keeper, "detach", detaches), patch.object(Keeper, "_end_grace", ends))
 

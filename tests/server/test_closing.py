@@ -41,7 +41,7 @@ def left_behind(served: Served) -> dict[str, int]:
         "graces": len(keeper._graces),
         "watchers": len(keeper._watchers),
         "tenures": len(keeper.leases.tenures),
-        "unwanted": len(keeper.leases._unwanted),
+        "unwanted": len(keeper.leases.unwanted),
         "renewals": len(keeper.leases.renewals._alarms),
         "locks": len(store._locks),
         "alarms": len(store._alarms),

@@ -8,11 +8,13 @@ import trio.testing
 from trio.testing import MockClock
 
 from leasekeeper.core.lock import Granted, WaiterGranted
-from leasekeeper.errors import Cancelled
+from leasekeeper.errors import Busy, Cancelled, Outcome
 from leasekeeper.messages import (
+    LeaseAcquireAll,
     LeaseBreak,
     LeaseBroken,
     LeaseGrant,
+    LeaseGrants,
     LeaseInspect,
     LeaseLost,
     LeaseRelease,
@@ -42,6 +44,30 @@ async def holders(world: World, name: str) -> list[int]:
     """The fences of those who hold it by the store's word."""
     state = await world.client().ask(LeaseInspect(name), LeaseState)
     return [holder.fence for holder in state.holders]
+
+
+# --- All or nothing -----------------------------------------------------------------------------
+
+
+async def test_what_was_taken_of_a_set_is_given_back_before_the_answer(
+    clock: MockClock,
+) -> None:
+    """ALL-3, with a store that takes its time over a release, and with one that does not answer."""
+    store = FlakyStore()
+    async with open_world(Limits(), store) as world:
+        other, client = world.client(), world.client()
+        await other.acquire("c")
+        for fault, free in ((SLOW, True), (Fault(fails=Outcome.NONE), False)):
+            # The first is of the wait for "c"; what fails is tried again at once, by 16 tasks.
+            store.script["release"] = [Fault(), *40 * [fault]]
+            began = trio.current_time()
+            with pytest.raises(Busy):
+                await client.ask(LeaseAcquireAll(("a", "b", "c"), wait_ms=100), LeaseGrants)
+            assert trio.current_time() - began < 1.2  # both at once
+            assert (await holders(world, "a") == []) is free
+            await trio.sleep(2)
+            store.script.clear()
+            assert await holders(world, "b") == []
 
 
 # --- A clock that steps -------------------------------------------------------------------------

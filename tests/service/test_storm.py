@@ -239,7 +239,7 @@ def check_no_ghosts(world: World, store: FlakyStore) -> None:
     for name in NAMES:
         for tenure in leases.tenures.held(name):
             assert leases.tenures.find(tenure.key) is tenure
-    assert not len(leases._unwanted)
+    assert not len(leases.unwanted)
 
 
 @pytest.mark.parametrize("seed", range(4))

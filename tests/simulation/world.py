@@ -202,7 +202,7 @@ class World:
             left = {
                 "tenures": len(keeper.leases.tenures),
                 "sessions": len(keeper.sessions),
-                "to be given back": len(keeper.leases._unwanted),
+                "to be given back": len(keeper.leases.unwanted),
                 "turns": len(keeper.leases._turns._queues),
                 "connections": len(running.connections.child_tasks),
                 "watched": len(keeper._watchers),

@@ -141,7 +141,7 @@ async def test_what_was_given_up_is_not_done_later(redis: RunningRedis) -> None:
             assert refused.value.code == UNAVAILABLE
         proxy.heal()
         await works_again(peers[0], "other")
-        await eventually(lambda: not one.server.keeper.leases._unwanted)
+        await eventually(lambda: not one.server.keeper.leases.unwanted)
         await trio.sleep(0.5)
         with trio.fail_after(5.0):
             await nobody_but(looker, set())
