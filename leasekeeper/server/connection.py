@@ -94,8 +94,6 @@ class Connection:
     _reading: trio.CancelScope = field(factory=trio.CancelScope, init=False)
     _ping_wanted: trio.Event = field(factory=trio.Event, init=False)
     _requests: Requests = field(init=False)
-    _last_value: bytes = field(default=b"", init=False)
-    """Of the last answer that waits for room in the outbox."""
     _kept_bytes: int = field(default=0, init=False)
     """Answers that wait for the others of their batch."""
     _answered: set[RequestId] = field(factory=set, init=False)
@@ -178,10 +176,8 @@ class Connection:
         if not isinstance(answer, CacheHit):
             self._put(_encoded(request_id, answer))
             return
-        value = answer.value.text
-        kept_bytes = 0 if value is self._last_value else len(value)  # many have the same
-        self._last_value = value
-        if not self._outbox.put_later(partial(_encoded, request_id, answer), kept_bytes):
+        encode = partial(_encoded, request_id, answer)
+        if not self._outbox.put_later(encode, answer.value.text):
             self._refuse_more()
 
     def _answer_in_batch(

@@ -19,7 +19,8 @@ class Outbox:
     """Of what `put_later` keeps besides."""
     _messages: list[bytes] = field(factory=list, init=False)
     _bytes: int = field(default=0, init=False)
-    _later: deque[tuple[Callable[[], bytes], int]] = field(factory=deque, init=False)
+    _later: deque[tuple[Callable[[], bytes], bytes, int]] = field(factory=deque, init=False)
+    """How each is encoded, the value that it keeps, and what that counts for."""
     _later_bytes: int = field(default=0, init=False)
     _newest: dict[str, int] = field(factory=dict, init=False)
     """Where in the queue the newest message of a kind is."""
@@ -43,12 +44,12 @@ class Outbox:
         self._add(message, replaces)
         return fits or self._bytes <= self.bytes_max
 
-    def put_later(self, encode: Callable[[], bytes], kept_bytes: int) -> bool:
+    def put_later(self, encode: Callable[[], bytes], value: bytes) -> bool:
         """Queues a message that the others may overtake: it is encoded once there is room.
 
         Args:
             encode: makes the message.
-            kept_bytes: what is kept in memory for it until then, and for no other.
+            value: what is kept in memory for it until then; many in a row may share it.
 
         Returns:
             False if too much is kept by now.
@@ -58,7 +59,9 @@ class Outbox:
         if not (self._later or self.is_half_full):
             self._add(encode(), None)
             return True
-        self._later.append((encode, kept_bytes))
+        is_shared = self._later and self._later[-1][1] is value
+        kept_bytes = 0 if is_shared else len(value)
+        self._later.append((encode, value, kept_bytes))
         self._later_bytes += kept_bytes
         return self._later_bytes <= self.later_bytes_max
 
@@ -122,7 +125,7 @@ class Outbox:
         messages, self._messages, self._bytes = self._messages, [], 0
         self._newest.clear()
         while self._later and not self.is_half_full:
-            encode, kept_bytes = self._later.popleft()
+            encode, _, kept_bytes = self._later.popleft()
             self._later_bytes -= kept_bytes
             self._add(encode(), None)
         return messages

@@ -59,8 +59,9 @@ class Caller(Waiting):
         """Its answer, if it has none yet."""
         if self.answer is None:
             self.answer = answer
-            if self._tell is not None:
-                self._tell(answer)
+            tell, self._tell = self._tell, None  # who is told refers to this
+            if tell is not None:
+                tell(answer)
 
     def when_answered(self, tell: Callable[[Answer], object]) -> None:
         """See `Waiting`."""
@@ -69,6 +70,7 @@ class Caller(Waiting):
 
     def withdraw(self) -> None:
         """See `Waiting`."""
+        self._tell = None
         self._withdraw(self)
 
     async def answered(self) -> None:

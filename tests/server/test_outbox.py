@@ -1,5 +1,7 @@
 """Outbox: what waits to be written to one peer, bounded in bytes."""
 
+import sys
+
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -159,7 +161,7 @@ async def test_held_or_not_the_end_is_told() -> None:
 
 async def test_what_is_put_later_comes_at_once_if_there_is_room() -> None:
     outbox = Outbox(100, 100)
-    assert outbox.put_later(lambda: b"a", 1)
+    assert outbox.put_later(lambda: b"a", b"a")
     assert outbox.put(b"b")
     assert await outbox.take() == [b"a", b"b"]
 
@@ -172,7 +174,7 @@ async def test_what_waits_for_room_is_encoded_when_there_is_some_and_in_order() 
             encoded.append(message)
             return message
 
-        return outbox.put_later(encode, len(message))
+        return outbox.put_later(encode, message)
 
     messages = [b"123456", b"abcdef", b"ABC", b"DEF"]
     for message in messages:
@@ -185,31 +187,41 @@ async def test_what_waits_for_room_is_encoded_when_there_is_some_and_in_order() 
     assert encoded == messages
 
 
-async def test_what_waits_for_room_is_bounded_by_what_it_keeps() -> None:
-    outbox = Outbox(10, 10)
+async def test_what_waits_for_room_is_bounded_and_a_value_that_many_share_counts_once() -> None:
+    outbox = Outbox(10, 20)
+    first, second = bytes(10), bytes(11)
     assert outbox.put(b"1234567890")
-    assert outbox.put_later(lambda: b"a" * 1000, 10)
     for _ in range(1000):
-        assert outbox.put_later(lambda: b"a" * 1000, 0)
-    assert not outbox.put_later(lambda: b"b", 1)
+        assert outbox.put_later(lambda: b"a" * 1000, first)
+    assert not outbox.put_later(lambda: b"b", second)
 
 
 async def test_what_waited_and_went_does_not_count() -> None:
-    outbox = Outbox(10, 10)
+    outbox, value = Outbox(10, 10), bytes(10)
     for _ in range(3):
         assert outbox.put(b"1234567890")
-        assert outbox.put_later(lambda: b"a", 10)
+        assert outbox.put_later(lambda: b"a", value)
         assert await outbox.take() == [b"1234567890"]
         assert await outbox.take() == [b"a"]
+
+
+async def test_a_value_that_went_is_kept_no_longer() -> None:
+    outbox, value = Outbox(10, 10), bytes(10)
+    before = sys.getrefcount(value)
+    outbox.put(b"1234567890")
+    outbox.put_later(lambda: b"a", value)
+    assert sys.getrefcount(value) == before + 1
+    await outbox.take()
+    assert sys.getrefcount(value) == before
 
 
 async def test_at_the_end_what_waits_for_room_still_comes_unless_all_is_dropped() -> None:
     for drop, left in ((False, [[b"1234567890"], [b"a"], None]), (True, [None])):
         outbox = Outbox(10, 10)
         outbox.put(b"1234567890")
-        outbox.put_later(lambda: b"a", 1)
+        outbox.put_later(lambda: b"a", b"a")
         outbox.finish(drop=drop)
-        assert outbox.put_later(lambda: b"too late", 1)
+        assert outbox.put_later(lambda: b"too late", b"a")
         for expected in left:
             assert await outbox.take() == expected
 
@@ -218,6 +230,6 @@ async def test_held_what_waits_for_room_is_not_forgotten() -> None:
     outbox = Outbox(10, 10)
     outbox.hold()
     outbox.put(b"1234567890")
-    outbox.put_later(lambda: b"a", 1)
+    outbox.put_later(lambda: b"a", b"a")
     outbox.let_go(lambda _: True)
     assert await outbox.take() == [b"a"]

@@ -1,6 +1,7 @@
 """Who waits for a cached value: no task waits along, and a value that many get is no flood."""
 
 import gc
+import weakref
 from contextlib import suppress
 from typing import Any
 
@@ -10,6 +11,7 @@ import trio.testing
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from leasekeeper.server.config import ServerConfig, WireLimits
+from leasekeeper.service.desks import Caller
 from tests.harness import GONE, Peer, Refused, Served, serving
 
 MEGABYTE = 1_000_000
@@ -114,6 +116,29 @@ async def test_those_of_a_connection_that_is_gone_are_not_handed_the_load(
         await peer.call("cache.fill", key="k", fill=fill["fill"], value="v", ttl_ms=1000)
         assert (await peer.answer(asks[1]["id"]))["value"] == "v"
         assert len(served.keeper.caches) == 0
+
+
+async def test_what_waited_leaves_no_cycles_behind(autojump_clock: MockClock) -> None:
+    """The server collects garbage seldom."""
+    async with serving() as served:
+        loader, peer = await served.connect(), await served.connect()
+        fill = await loader.call("cache.get", key="k")
+        asks = gets(peer, 3)
+        await wait_with(peer, asks)
+        await peer.call("rpc.cancel", id=asks[0]["id"])
+        waiting = [found for found in gc.get_objects() if type(found) is Caller]
+        seen = [weakref.ref(each) for each in waiting]
+        assert len(seen) == 2
+        del waiting
+        gc.disable()
+        try:
+            await loader.call("cache.fill", key="k", fill=fill["fill"], value="v", ttl_ms=1000)
+            for ask in asks[1:]:
+                await peer.answer(ask["id"])
+            await wait_all_tasks_blocked()
+            assert [each() for each in seen] == [None, None]
+        finally:
+            gc.enable()
 
 
 async def test_an_id_is_in_use_until_its_wait_is_over(autojump_clock: MockClock) -> None:
