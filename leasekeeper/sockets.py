@@ -31,6 +31,8 @@ async def receive_some(stream: trio.abc.Stream, max_bytes: int) -> bytes | bytea
     """
     if not isinstance(stream, trio.SocketStream):
         return await stream.receive_some(max_bytes)
+    if stream.socket.fileno() < 0:
+        raise trio.ClosedResourceError
     try:
         await trio.lowlevel.wait_readable(stream.socket)
         return os.read(stream.socket.fileno(), max_bytes)

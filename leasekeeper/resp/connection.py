@@ -113,6 +113,7 @@ class Connection:
         Cancellation:
             What was written runs its course, and its replies are dropped.
         """
+        await trio.lowlevel.checkpoint_if_cancelled()  # or it would be written all the same
         if self.reason is not None:
             raise NotWritten(self.reason)
         if self.load + count > UNANSWERED_MAX:

@@ -17,12 +17,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+import structlog
 import trio
 from attrs import define, field
 
 from leasekeeper.errors import (
     CLEAN_CLOSES,
     CloseCode,
+    InternalError,
     InvalidRequest,
     LimitReached,
     RpcError,
@@ -57,6 +59,8 @@ from leasekeeper.wire.codec import (
     encode_result,
     join,
 )
+
+_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 PROTOCOL_VERSION: Final = 1
 _FRAME_BYTES: Final = 256 * 1024
@@ -117,9 +121,7 @@ class Connection:
             async with trio.open_nursery() as writing:
                 writing.start_soon(self._write)
                 async with trio.open_nursery() as requests:
-                    self._requests = Requests(
-                        self.keeper, self.session, requests, lambda: self._reading.cancel_called
-                    )
+                    self._requests = Requests(self.keeper, self.session, requests, self._reading)
                     try:
                         clean = await self._read(requests)
                     finally:
@@ -177,7 +179,8 @@ class Connection:
             self._put(_encoded(request_id, answer))
             return
         encode = partial(_encoded, request_id, answer)
-        if not self._outbox.put_later(encode, answer.value.text):
+        own_bytes = len(request_id) if isinstance(request_id, str) else 0
+        if not self._outbox.put_later(encode, answer.value.text, own_bytes):
             self._refuse_more()
 
     def _answer_in_batch(
@@ -359,9 +362,13 @@ def token_fits(config: ServerConfig, token: str | None) -> bool:
 
 
 def _encoded(request_id: RequestId, answer: Answer) -> bytes:
-    if isinstance(answer, RpcError):
-        return encode_error(request_id, answer)
-    return encode_result(request_id, answer)
+    try:
+        if isinstance(answer, RpcError):
+            return encode_error(request_id, answer)
+        return encode_result(request_id, answer)
+    except Exception:  # whoever tells of it may be anybody's task
+        _log.exception("answer cannot be encoded", answer=type(answer).__name__)
+        return encode_error(request_id, InternalError())
 
 
 def _frames(messages: list[bytes], *, joined: bool) -> list[bytes]:

@@ -2,9 +2,15 @@
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 import trio
 from attrs import define, field
+
+_ENTRY_BYTES: Final = 1024
+"""About what a message takes that waits for room, beside its value."""
+_REFILL_BYTES: Final = 256 * 1024
+_REFILL_MAX: Final = 256
 
 
 @define(eq=False)
@@ -44,12 +50,13 @@ class Outbox:
         self._add(message, replaces)
         return fits or self._bytes <= self.bytes_max
 
-    def put_later(self, encode: Callable[[], bytes], value: bytes) -> bool:
+    def put_later(self, encode: Callable[[], bytes], value: bytes, own_bytes: int) -> bool:
         """Queues a message that the others may overtake: it is encoded once there is room.
 
         Args:
             encode: makes the message.
             value: what is kept in memory for it until then; many in a row may share it.
+            own_bytes: what it keeps beside that.
 
         Returns:
             False if too much is kept by now.
@@ -60,7 +67,7 @@ class Outbox:
             self._add(encode(), None)
             return True
         is_shared = self._later and self._later[-1][1] is value
-        kept_bytes = 0 if is_shared else len(value)
+        kept_bytes = _ENTRY_BYTES + own_bytes + (0 if is_shared else len(value))
         self._later.append((encode, value, kept_bytes))
         self._later_bytes += kept_bytes
         return self._later_bytes <= self.later_bytes_max
@@ -86,9 +93,9 @@ class Outbox:
     def finish(self, *, drop: bool) -> None:
         """Nothing more comes; with `drop`, what is queued is not worth writing either."""
         self._finished = True
+        self._later.clear()  # there may be far more of it than can be written in time
         if drop:
             self._messages.clear()
-            self._later.clear()
         self._filled.set()
 
     @property
@@ -124,8 +131,18 @@ class Outbox:
     def _take(self) -> list[bytes]:
         messages, self._messages, self._bytes = self._messages, [], 0
         self._newest.clear()
-        while self._later and not self.is_half_full:
-            encode, _, kept_bytes = self._later.popleft()
+        self._refill()
+        return messages
+
+    def _refill(self) -> None:
+        """Encodes some of what waits for room: a little, for others are waiting for their turn."""
+        room = min(_REFILL_BYTES, self.bytes_max // 2)
+        while self._later:
+            encode, value, kept_bytes = self._later[0]
+            if self._messages and self._bytes + len(value) > room:
+                break
+            if len(self._messages) >= _REFILL_MAX:
+                break
+            self._later.popleft()
             self._later_bytes -= kept_bytes
             self._add(encode(), None)
-        return messages

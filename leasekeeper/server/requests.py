@@ -50,8 +50,8 @@ class Requests:
     keeper: Keeper
     session: Session
     nursery: trio.Nursery
-    is_closing: Callable[[], bool]
-    """Whether the peer is being sent away: nothing more is begun."""
+    reading: trio.CancelScope
+    """Once it is cancelled, the peer is being sent away, and nothing more is begun."""
     unanswered: int = field(default=0, init=False)
     _backlog: deque[_Outstanding] = field(factory=deque, init=False)
     _outstanding: dict[RequestId, _Outstanding] = field(factory=dict, init=False)
@@ -118,7 +118,7 @@ class Requests:
         """
         self._answering = False
         in_a_row = 0
-        while self._backlog and self.session.attached and not self.is_closing():
+        while self._backlog and self.session.attached and not self.reading.cancel_called:
             outstanding = self._backlog.popleft()
             if self._backlog:
                 self._start_answering()

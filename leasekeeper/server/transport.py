@@ -114,7 +114,7 @@ class WebSocket:
         while not self._messages:
             self._in_a_row = 0
             if self._ended is not None:
-                raise self._ended
+                raise Closed(self._ended.code, self._ended.reason)  # a new one keeps no frames
             await self._read()
         if self._in_a_row > _IN_A_ROW_BYTES:
             self._in_a_row = 0

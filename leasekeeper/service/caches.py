@@ -20,7 +20,7 @@ import trio
 from attrs import define, field
 
 from leasekeeper.core.fills import Ask, Content, Seen
-from leasekeeper.errors import Busy, LimitReached, Outcome, Unavailable
+from leasekeeper.errors import Busy, InternalError, LimitReached, Outcome, Unavailable
 from leasekeeper.messages import (
     CacheFail,
     CacheFill,
@@ -218,13 +218,29 @@ class Caches:
         if desk.looking:
             desk.again = True
         elif desk.callers:
+            await self._look_for_all(desk)
+
+    async def _look_for_all(self, desk: Desk) -> None:
+        """A look in nobody's own task: what goes wrong is told to those who wait."""
+        try:
             await self._look(desk)
+        except Exception:
+            _log.exception("a look failed", key=desk.key)
+            for caller in tuple(desk.callers):
+                self._settle(desk, caller, InternalError())
+
+    async def _take_over(self, desk: Desk) -> None:
+        """Whoever was looking is gone. Nobody else has begun to look meanwhile."""
+        desk.looking = False
+        if desk.callers:
+            await self._look_for_all(desk)
+        self._tidy(desk)
 
     async def _look(self, desk: Desk) -> None:
         """One look for all who are there when it begins. Nobody else looks meanwhile.
 
         Cancellation:
-            There will be another look for those for whom it was.
+            The service looks in its place, at once, for those for whom it was.
         """
         first_for, offer = desk.begin(), desk.offer(self.limits.fills_per_session)
         ask = Ask(
@@ -237,6 +253,11 @@ class Caches:
         )
         try:
             seen = await self.store.look(desk.key, ask)
+            settled = is_settled(seen)
+            if settled:
+                self._decide(desk, offer, seen)
+            if not settled or desk.callers:
+                self._plan(desk, seen)
         except Unavailable as problem:
             if offer and problem.outcome is Outcome.UNKNOWN:
                 self._give_up_soon(desk.key, offer.fill, offer.granted, died=False)
@@ -246,17 +267,12 @@ class Caches:
             if offer:
                 self._give_up_soon(desk.key, offer.fill, offer.granted, died=False)
             desk.undo()
-            self._alarms.set(desk.key, trio_ms())
+            desk.end()
+            if self._nursery is not None:
+                desk.looking = True
+                self._nursery.start_soon(self._take_over, desk)
             raise
-        else:
-            settled = is_settled(seen)
-            if settled:
-                self._decide(desk, offer, seen)
-            if not settled or desk.callers:
-                self._plan(desk, seen)
-        finally:
-            unanswered = desk.end()
-        for caller in unanswered:
+        for caller in desk.end():
             self._begin_wait(desk, caller)
         if desk.again or desk.unseen:
             self.news(desk.key)

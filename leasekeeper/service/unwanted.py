@@ -67,13 +67,15 @@ class Unwanted:
         self._some.set()
 
     async def hurry(self, key: Key) -> None:
-        """Releases now what was left to the background, if the store answers.
+        """Releases now what was left to the background, if nobody has asked for it again since.
 
         Cancellation:
             It is released in the background.
         """
         if key in self._keys:
             only_of, ends_ms = self._keys.pop(key)
+            if self.is_wanted(key):
+                return
             with suppress(Unavailable):
                 await self.release(key, only_of, self._left_ms(ends_ms))
         else:  # it may be under way

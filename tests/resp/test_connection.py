@@ -450,6 +450,17 @@ async def test_with_nothing_under_way_a_command_is_written_at_once() -> None:
         assert written(line) == first
 
 
+async def test_a_caller_who_was_cancelled_before_he_asked_has_nothing_written() -> None:
+    async with open_line(sockets=True) as line:
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await line.connection.ask(pack(("SET", "k", "v")))
+        assert scope.cancelled_caught
+        assert written(line) == b""
+        assert line.connection.load == 0
+
+
 async def test_the_rest_of_a_command_comes_before_the_next(nursery: trio.Nursery) -> None:
     async with open_line(sockets=True, buffer_bytes=4096) as line:
         await trio.testing.wait_all_tasks_blocked()

@@ -161,20 +161,20 @@ async def test_held_or_not_the_end_is_told() -> None:
 
 async def test_what_is_put_later_comes_at_once_if_there_is_room() -> None:
     outbox = Outbox(100, 100)
-    assert outbox.put_later(lambda: b"a", b"a")
+    assert outbox.put_later(lambda: b"a", b"a", 0)
     assert outbox.put(b"b")
     assert await outbox.take() == [b"a", b"b"]
 
 
 async def test_what_waits_for_room_is_encoded_when_there_is_some_and_in_order() -> None:
-    outbox, encoded = Outbox(10, 100), list[bytes]()
+    outbox, encoded = Outbox(10, 10_000), list[bytes]()
 
     def later(message: bytes) -> bool:
         def encode() -> bytes:
             encoded.append(message)
             return message
 
-        return outbox.put_later(encode, message)
+        return outbox.put_later(encode, message, 0)
 
     messages = [b"123456", b"abcdef", b"ABC", b"DEF"]
     for message in messages:
@@ -183,45 +183,82 @@ async def test_what_waits_for_room_is_encoded_when_there_is_some_and_in_order() 
     assert outbox.put(b"!")
     assert await outbox.take() == [b"123456", b"!"]
     assert await outbox.take() == [b"abcdef"]
-    assert await outbox.take() == [b"ABC", b"DEF"]
+    assert await outbox.take() == [b"ABC"]
+    assert await outbox.take() == [b"DEF"]
     assert encoded == messages
 
 
 async def test_what_waits_for_room_is_bounded_and_a_value_that_many_share_counts_once() -> None:
-    outbox = Outbox(10, 20)
-    first, second = bytes(10), bytes(11)
+    outbox = Outbox(10, 60_000)
+    first, second = bytes(40_000), bytes(40_000)
     assert outbox.put(b"1234567890")
-    for _ in range(1000):
-        assert outbox.put_later(lambda: b"a" * 1000, first)
-    assert not outbox.put_later(lambda: b"b", second)
+    for _ in range(10):
+        assert outbox.put_later(lambda: b"a", first, 0)
+    assert not outbox.put_later(lambda: b"b", second, 0)
+
+
+async def test_what_waits_for_room_costs_something_however_small_its_value() -> None:
+    """Law L12: a client that reads slowly may ask for a small value without end."""
+    for own_bytes, most in ((0, 1_000), (100_000, 10)):
+        outbox, count = Outbox(10, 1_000_000), 0
+        outbox.put(b"1234567890")
+        while outbox.put_later(lambda: b"a", b"a", own_bytes):
+            count += 1
+            assert count <= most
+        assert count >= most / 2
 
 
 async def test_what_waited_and_went_does_not_count() -> None:
-    outbox, value = Outbox(10, 10), bytes(10)
-    for _ in range(3):
+    outbox, value = Outbox(10, 5000), bytes(10)
+    for _ in range(30):
         assert outbox.put(b"1234567890")
-        assert outbox.put_later(lambda: b"a", value)
+        assert outbox.put_later(lambda: b"a", value, 0)
         assert await outbox.take() == [b"1234567890"]
         assert await outbox.take() == [b"a"]
 
 
 async def test_a_value_that_went_is_kept_no_longer() -> None:
-    outbox, value = Outbox(10, 10), bytes(10)
+    outbox, value = Outbox(10, 5000), bytes(10)
     before = sys.getrefcount(value)
     outbox.put(b"1234567890")
-    outbox.put_later(lambda: b"a", value)
+    outbox.put_later(lambda: b"a", value, 0)
     assert sys.getrefcount(value) == before + 1
     await outbox.take()
     assert sys.getrefcount(value) == before
 
 
-async def test_at_the_end_what_waits_for_room_still_comes_unless_all_is_dropped() -> None:
-    for drop, left in ((False, [[b"1234567890"], [b"a"], None]), (True, [None])):
-        outbox = Outbox(10, 10)
+async def test_what_there_is_room_for_leaves_room_for_others() -> None:
+    """LIM-5: who reads is not closed because of what else comes meanwhile."""
+    outbox, value = Outbox(100_000, 10_000_000), bytes(30_000)
+    for _ in range(10):
+        assert outbox.put_later(lambda: value, value, 0)
+    for _ in range(5):
+        await outbox.take()
+        assert outbox.put(bytes(60_000))
+
+
+async def test_little_is_encoded_at_a_time() -> None:
+    """Law L13: the others wait meanwhile."""
+    outbox = Outbox(4_000_000, 64_000_000)
+    outbox.put(bytes(3_000_000))
+    for _ in range(10_000):
+        assert outbox.put_later(lambda: b"a", b"a", 0)
+    assert len(await outbox.take() or ()) == 1
+    taken = 0
+    while taken < 10_000:
+        messages = await outbox.take()
+        assert messages is not None
+        assert 0 < len(messages) <= 256
+        taken += len(messages)
+
+
+async def test_at_the_end_what_waits_for_room_is_dropped() -> None:
+    for drop, left in ((False, [[b"1234567890"], None]), (True, [None])):
+        outbox = Outbox(10, 5000)
         outbox.put(b"1234567890")
-        outbox.put_later(lambda: b"a", b"a")
+        outbox.put_later(lambda: b"a", b"a", 0)
         outbox.finish(drop=drop)
-        assert outbox.put_later(lambda: b"too late", b"a")
+        assert outbox.put_later(lambda: b"too late", b"a", 0)
         for expected in left:
             assert await outbox.take() == expected
 
@@ -230,6 +267,6 @@ async def test_held_what_waits_for_room_is_not_forgotten() -> None:
     outbox = Outbox(10, 10)
     outbox.hold()
     outbox.put(b"1234567890")
-    outbox.put_later(lambda: b"a", b"a")
+    outbox.put_later(lambda: b"a", b"a", 0)
     outbox.let_go(lambda _: True)
     assert await outbox.take() == [b"a"]

@@ -10,8 +10,13 @@ import trio
 import trio.testing
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from leasekeeper.core.fills import Ask, Seen
+from leasekeeper.messages import RequestId, Result
+from leasekeeper.server import connection
 from leasekeeper.server.config import ServerConfig, WireLimits
 from leasekeeper.service.desks import Caller
+from leasekeeper.store.memory_cache import MemoryCache
+from leasekeeper.wire import codec
 from tests.harness import GONE, Peer, Refused, Served, serving
 
 MEGABYTE = 1_000_000
@@ -126,7 +131,12 @@ async def test_what_waited_leaves_no_cycles_behind(autojump_clock: MockClock) ->
         asks = gets(peer, 3)
         await wait_with(peer, asks)
         await peer.call("rpc.cancel", id=asks[0]["id"])
-        waiting = [found for found in gc.get_objects() if type(found) is Caller]
+        gc.collect()
+        waiting = [
+            found
+            for found in gc.get_objects()
+            if type(found) is Caller and found.session in served.keeper.sessions
+        ]
         seen = [weakref.ref(each) for each in waiting]
         assert len(seen) == 2
         del waiting
@@ -200,7 +210,7 @@ async def test_who_asks_for_many_large_values_at_once_and_reads_is_no_slow_consu
 
 async def test_values_that_nobody_reads_are_bounded(autojump_clock: MockClock) -> None:
     """Law L12: those of different keys; the callers of one key cost one value."""
-    wire = WireLimits(outbox_bytes=100_000, outbox_values_bytes=1_000_000, write_ms=600_000)
+    wire = WireLimits(outbox_bytes=100_000, outbox_values_bytes=1_300_000, write_ms=600_000)
     async with serving(ServerConfig(wire=wire)) as served:
         for number in range(20):
             await load(served, f"{number:05}" * 20_000, key=f"k{number}")
@@ -240,3 +250,89 @@ async def test_what_waits_for_room_is_overtaken_by_news(autojump_clock: MockCloc
         assert not peer.answered(asks[-1]["id"])
         for ask in asks:
             assert len((await peer.answer(ask["id"]))["value"]) == 90_000
+
+
+# --- What goes wrong for one goes wrong for no other ----------------------------------------------
+
+
+async def test_an_answer_that_cannot_be_encoded_harms_nobody_else(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, failures: list[str]
+) -> None:
+    encode = codec.encode_result
+    async with serving() as served:
+        loader, peer, other = [await served.connect() for _ in range(3)]
+        fill = await loader.call("cache.get", key="k")
+        ask, good = gets(peer, 1)[0], gets(other, 1)[0]
+        await wait_with(peer, [ask | {"id": "bad"}])
+        await wait_with(other, [good])
+
+        def encode_but_one(request_id: RequestId, result: Result) -> bytes:
+            if request_id == "bad":
+                raise TypeError("this one cannot be encoded")
+            return encode(request_id, result)
+
+        monkeypatch.setattr(connection, "encode_result", encode_but_one)
+        await loader.call("cache.fill", key="k", fill=fill["fill"], value="v", ttl_ms=1000)
+        assert (await other.answer(good["id"]))["value"] == "v"
+        assert (await peer.receive())["error"]["code"] == -32603
+    assert len(failures) == 1
+    failures.clear()
+
+
+async def test_a_look_that_fails_is_told_to_all_who_wait_and_ends_nothing_else(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, failures: list[str]
+) -> None:
+    async def look(*_: object) -> Seen:
+        await trio.sleep(0.02)
+        raise ValueError("nobody foresaw this")
+
+    async with serving() as served:
+        a, b, bystander = [await served.connect() for _ in range(3)]
+        await bystander.call("lease.acquire", name="n")
+        with monkeypatch.context() as patched:
+            patched.setattr(MemoryCache, "look", look)
+            first = await a.ask("cache.get", key="k")
+            await trio.sleep(0.005)
+            second = await b.ask("cache.get", key="k")
+            for peer, ask in ((a, first), (b, second)):
+                with pytest.raises(Refused) as refused:
+                    await peer.answer(ask)
+                assert refused.value.code == -32603
+        await wait_all_tasks_blocked()
+        assert len(served.keeper.caches) == 0
+        assert (await a.call("cache.get", key="k"))["state"] == "fill"
+        assert (await bystander.call("session.heartbeat"))["renewed"] == 1
+    assert len(failures) == 2
+    failures.clear()
+
+
+async def test_who_cancels_its_looks_over_and_over_keeps_nobody_waiting(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law L13: the look is cut short each time just before it is over."""
+    look_at = MemoryCache.look
+
+    async def look(cache: MemoryCache, key: str, ask: Ask) -> Seen:
+        await trio.sleep(0.002)
+        return await look_at(cache, key, ask)
+
+    monkeypatch.setattr(MemoryCache, "look", look)
+    async with serving() as served, trio.open_nursery() as attacks:
+        attacker, peer = await served.connect(batch=True), await served.connect()
+        await attacker.call("cache.set", key="k", value=1, ttl_ms=600_000)
+
+        async def attack() -> None:
+            for ask in iter(lambda: attacker.request("cache.get", key="k"), None):
+                await attacker.send(ask)
+                await trio.sleep(0.0019)
+                cancel = {"jsonrpc": "2.0", "method": "rpc.cancel", "params": {"id": ask["id"]}}
+                await attacker.send(cancel)
+
+        attacks.start_soon(attack)
+        await trio.sleep(0.1005)
+        for _ in range(20):
+            began = trio.current_time()
+            assert (await peer.call("cache.get", key="k"))["value"] == 1
+            assert trio.current_time() - began < 0.01
+            await trio.sleep(0.0137)
+        attacks.cancel_scope.cancel()

@@ -70,6 +70,17 @@ async def test_what_was_taken_of_a_set_is_given_back_before_the_answer(
             assert await holders(world, "b") == []
 
 
+async def test_what_was_asked_for_again_is_not_given_back_in_a_hurry(
+    world: World, clock: MockClock
+) -> None:
+    client = world.client()
+    grant = await client.acquire("n")
+    unwanted = world.keeper.leases.unwanted
+    unwanted.add(("n", grant.lease), world.keeper.server)
+    await unwanted.hurry(("n", grant.lease))
+    assert await holders(world, "n") == [grant.fence]
+
+
 # --- A clock that steps -------------------------------------------------------------------------
 
 

@@ -206,14 +206,21 @@ def seen_of(parts: Sequence[Reply]) -> Seen:
                 negative_ms = left_ms
             case [(b"shared" | b"unshared") as how, int(fence), int(fill_ms), bytes(etag)]:
                 shared = how == b"shared"
-                grant = FillGrant(fence, fill_ms, shared=shared, etag=etag.decode() or None)
+                grant = FillGrant(fence, fill_ms, shared=shared, etag=_text(etag) or None)
             case [b"filling", int(left_ms)]:
                 filling_ms = left_ms
             case [b"failed", bytes(error), int(after_ms)]:
-                failed = Failed(error.decode(), after_ms)
+                failed = Failed(_text(error), after_ms)
             case _:
                 raise Unavailable(Outcome.UNKNOWN, _RETRY_MS)
     return Seen(found, negative_ms, grant, filling_ms, failed)
+
+
+def _text(found: bytes) -> str:
+    try:
+        return found.decode()
+    except UnicodeDecodeError:
+        raise Unavailable(Outcome.UNKNOWN, _RETRY_MS) from None
 
 
 def _texts(reply: Reply) -> list[str]:
