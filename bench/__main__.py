@@ -78,7 +78,8 @@ class Plan:
     long: dict[str, tuple[str, ...]]
     rounds: int
     seconds: float
-    warm_up: float
+    warm_up: float | None
+    """None: as long as each load thinks right; Redisson wants twenty times as long as others."""
     serve: Sequence[str]
     sizes: Sequence[str]
 
@@ -113,7 +114,7 @@ def parser_of_options() -> argparse.ArgumentParser:
     parser.add_argument("--store", choices=[*STORES, "both"], default="both")
     parser.add_argument("--rounds", type=int, default=5, help="of the short shapes")
     parser.add_argument("--seconds", type=float, default=3.0, help="per shape, server and round")
-    parser.add_argument("--warm-up", type=float, default=0.5, help="seconds before each of these")
+    parser.add_argument("--warm-up", type=float, help="seconds before each of these")
     parser.add_argument(
         "--server",
         type=shlex.split,
@@ -211,7 +212,9 @@ def measure_short(plan: Plan, cores: Cores) -> dict[str, Rounds]:
     measured: dict[str, Rounds] = {
         shape: {kind: [] for kind in kinds} for shape, kinds in plan.short.items()
     }
-    window = ("--warm-up", str(plan.warm_up), "--seconds", str(plan.seconds))
+    window = ["--seconds", str(plan.seconds)]
+    if plan.warm_up is not None:
+        window += ["--warm-up", str(plan.warm_up)]
     with ExitStack() as stack:
         started = started_of(kinds, plan, cores, stack)
         for round_number in range(1, plan.rounds + 1):
