@@ -14,6 +14,7 @@ from leasekeeper.resp.replies import Reply
 from leasekeeper.resp.scripts import Argument, Call, Script
 from leasekeeper.resp.settings import Address
 from leasekeeper.store.redis.cache_calling import CacheCall, CacheCaller
+from leasekeeper.store.redis.caches import seen_of
 from leasekeeper.store.redis.keys import Layout
 from leasekeeper.store.redis.runs import UNKNOWN_RUN, Runs
 
@@ -240,3 +241,9 @@ def test_a_partition_that_cannot_be_distrusted_is_not_used() -> None:
     again = one.client
     again.answers = [STALE, TRUSTED, DONE]
     assert one.call() == [b"done"]
+
+
+@pytest.mark.parametrize("part", [[b"failed", b"\xff", 5], [b"shared", 7, 1000, b"\xff"], [b"?"]])
+def test_what_somebody_else_wrote_is_no_answer_and_no_crash(part: list[bytes | int]) -> None:
+    with pytest.raises(Unavailable):
+        seen_of([part])
