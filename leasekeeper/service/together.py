@@ -27,10 +27,27 @@ async def acquire_all(leases: Leases, session: Session, ask: LeaseAcquireAll) ->
     Cancellation:
         As `Leases.acquire`, for all of them.
     """
+    taken: list[Tenure] = []
+    try:
+        return await _all_or_nothing(leases, session, ask, taken)
+    except RpcError:
+        raise
+    except BaseException:  # cancelled, maybe while it was giving back: then it is a group
+        for tenure in taken:
+            _give_up(leases, tenure)
+        raise
+    finally:
+        for tenure in taken:
+            tenure.requests -= 1
+
+
+async def _all_or_nothing(
+    leases: Leases, session: Session, ask: LeaseAcquireAll, taken: list[Tenure]
+) -> LeaseGrants:
+    """Adds to `taken` what it takes. With an error, that is given back first."""
     lease = ask.lease or token_hex(16)
     until = wait_until(ask.wait_ms)
     grants: list[LeaseGrant] = []
-    taken: list[Tenure] = []
     try:
         for name in sorted(ask.names):
             grants.append(await _acquire_one(leases, session, ask.one(name, lease), until))
@@ -40,9 +57,6 @@ async def acquire_all(leases: Leases, session: Session, ask: LeaseAcquireAll) ->
         answer = await _renew_all(leases, grants, taken)
         if any(tenure.stage is Stage.OVER for tenure in taken):
             raise Lost  # one went while the store was asked
-        for tenure in taken:
-            tenure.promised = True
-        return answer
     except RpcError:
         # What another answer told of is believed in: only who cancels gives it up.
         unwanted = [tenure for tenure in taken if not tenure.promised and _give_up(leases, tenure)]
@@ -50,13 +64,9 @@ async def acquire_all(leases: Leases, session: Session, ask: LeaseAcquireAll) ->
             for tenure in unwanted:
                 nursery.start_soon(leases.unwanted.hurry, tenure.key)
         raise
-    except trio.Cancelled:
-        for tenure in taken:
-            _give_up(leases, tenure)
-        raise
-    finally:
-        for tenure in taken:
-            tenure.requests -= 1
+    for tenure in taken:
+        tenure.promised = True
+    return answer
 
 
 def _give_up(leases: Leases, tenure: Tenure) -> bool:

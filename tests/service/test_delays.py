@@ -70,6 +70,28 @@ async def test_what_was_taken_of_a_set_is_given_back_before_the_answer(
             assert await holders(world, "b") == []
 
 
+async def test_a_set_that_is_cancelled_while_it_is_given_back_is_given_back_whole(
+    clock: MockClock,
+) -> None:
+    """L6: of what another answer told of, too, for who cancels gives it up."""
+    store, lease = FlakyStore(), new_lease()
+    async with open_world(Limits(), store) as world:
+        other, client = world.client(), world.client()
+        await other.acquire("c")
+        await client.acquire("a", lease=lease)
+        store.script["release"] = [Fault(), SLOW]
+        ask = LeaseAcquireAll(("a", "b", "c"), lease=lease, wait_ms=100)
+        pending = await world.start(client, ask)
+        await trio.sleep(0.5)
+        assert not pending.done.is_set()
+        assert await holders(world, "b") != []
+        pending.scope.cancel()
+        await pending.done.wait()
+        assert pending.error is None
+        await trio.sleep(2)
+        assert (await holders(world, "a"), await holders(world, "b")) == ([], [])
+
+
 async def test_what_was_asked_for_again_is_not_given_back_in_a_hurry(
     world: World, clock: MockClock
 ) -> None:

@@ -244,6 +244,6 @@ def test_a_partition_that_cannot_be_distrusted_is_not_used() -> None:
 
 
 @pytest.mark.parametrize("part", [[b"failed", b"\xff", 5], [b"shared", 7, 1000, b"\xff"], [b"?"]])
-def test_what_somebody_else_wrote_is_no_answer_and_no_crash(part: list[bytes | int]) -> None:
+def test_what_somebody_else_wrote_is_no_answer_and_no_crash(part: list[Reply]) -> None:
     with pytest.raises(Unavailable):
         seen_of([part])
